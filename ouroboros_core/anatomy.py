@@ -1,0 +1,76 @@
+"""Anatomy: where a Hugging Face decoder keeps its organs. The only architecture-specific knowledge there is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+HFModel = Any  # a Hugging Face model: an nn.Module with a config, which torch's types cannot describe
+
+
+class Anatomy(Protocol):
+    """How to take a causal language model of one family apart and run its pieces."""
+
+    name: str
+
+    def inner(self, base: HFModel) -> Any:
+        """The module that holds embeddings, layers and final norm; its `layers` is the list of layers."""
+        ...
+
+    def embed(self, base: HFModel, ids: Tensor) -> Tensor:
+        """Token embeddings. ids (B, T) -> (B, T, D)."""
+        ...
+
+    def calls(
+        self, base: HFModel, embeds: Tensor, positions: Tensor, mask: Tensor | None
+    ) -> Callable[[nn.Module, int], Callable[[Tensor], Tensor]]:
+        """Bind what every layer of this batch shares (mask, rotary, positions).
+
+        Returns a function (layer, its number in the intact model) -> (h (B, T, D) -> h).
+        mask: (B, T), nonzero for real tokens; None where nothing is padded.
+        """
+        ...
+
+    def finish(self, base: HFModel, h: Tensor) -> Tensor:
+        """The final norm. (B, T, D) -> (B, T, D)."""
+        ...
+
+    def head(self, base: HFModel) -> nn.Linear:
+        """The vocabulary projection: weight (V, D), no bias."""
+        ...
+
+    def linears(self, layer: nn.Module) -> Mapping[str, nn.Linear]:
+        """The linears of a layer that may be modulated, by short name."""
+        ...
+
+    def config_for(self, config: Any, layers: Sequence[int]) -> Any:
+        """The model's config, copied, for a model that has only these layers."""
+        ...
+
+
+def truncated(anatomy: Anatomy, base: HFModel, layers: Sequence[int]) -> nn.Module:
+    """The library's own model with only these layers, in this order: shares weights, runs the library's forward.
+
+    It is what "the kept layers, untrained" means, and shares no code with our own loop.
+    """
+    chosen = nn.ModuleList(anatomy.inner(base).layers[i] for i in layers)
+    return with_layers(anatomy, base, chosen, anatomy.config_for(base.config, layers))
+
+
+def with_layers(anatomy: Anatomy, base: HFModel, layers: nn.Module, config: Any) -> nn.Module:
+    """A model that shares everything with the base but its container of layers and its config."""
+    inner = anatomy.inner(base)
+    (name,) = (name for name, child in base.named_children() if child is inner)
+    return _shallow(base, **{name: _shallow(inner, layers=layers, config=config)}, config=config)
+
+
+def _shallow(module: nn.Module, **changes: Any) -> nn.Module:
+    """A copy that shares every child and parameter, with some attributes replaced in the copy only."""
+    twin = copy.copy(module)
+    twin.__dict__["_modules"] = dict(module._modules)
+    for name, value in changes.items():
+        setattr(twin, name, value)
+    return twin

@@ -1,0 +1,95 @@
+"""Held-out loss with bootstrap intervals, and the share of the gap that was recovered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ouroboros_core.data import Domain, align
+from ouroboros_core.losses import IGNORE
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one domain: losses and tokens by unit, so that models are compared on the same resamples."""
+
+    nll: np.ndarray  # (units,) summed nats
+    tokens: np.ndarray  # (units,)
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens read a second."""
+        return float(self.tokens.sum() / self.seconds)
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    domain: Domain,
+    batch: int,
+    device: torch.device,
+    done: Callable[[int], None] = lambda rows: None,
+) -> Score:
+    """Read a domain once. `done` hears how many rows have been read."""
+    units = int(domain.unit.max()) + 1
+    nll, tokens = np.zeros(units), np.zeros(units)
+    began = time.perf_counter()
+    for rows, unit in zip(domain.blocks.split(batch), domain.unit.split(batch), strict=True):
+        ids, labels = align(rows.to(device))
+        losses = model(ids).nll(labels).double().sum(-1).cpu().numpy()
+        np.add.at(nll, unit.numpy(), losses)
+        np.add.at(tokens, unit.numpy(), (labels != IGNORE).sum(-1).cpu().numpy())
+        done(len(rows))
+    return Score(nll, tokens, time.perf_counter() - began)
+
+
+def resampled(scores: Sequence[Score], resamples: int) -> np.ndarray:
+    """Mean loss of each model on the same resamples of units. -> (models, resamples), nats a token."""
+    units = len(scores[0].tokens)
+    drawn = np.random.default_rng(0).integers(units, size=(resamples, units))
+    tokens = scores[0].tokens[drawn].sum(1)
+    return np.stack([one.nll[drawn].sum(1) / tokens for one in scores])
+
+
+def interval(value: float, draws: np.ndarray) -> Interval:
+    """The percentile interval around a value."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
+def compare(scores: Mapping[str, Score], resamples: int, *, intact: str, kept: str) -> dict[str, dict[str, Any]]:
+    """Loss of each model, and the share it recovers of what removing layers cost, both with intervals.
+
+    The share is (kept - model) / (kept - intact), paired: numerator and denominator see the same resamples. It is
+    None for the two models that define the gap, and where nothing was lost.
+    """
+    names = list(scores)
+    draws = dict(zip(names, resampled(list(scores.values()), resamples), strict=True))
+    mean = {name: float(one.nll.sum() / one.tokens.sum()) for name, one in scores.items()}
+    lost = mean[kept] - mean[intact]
+    found: dict[str, dict[str, Any]] = {}
+    for name, one in scores.items():
+        share = None
+        if name not in (intact, kept) and lost > 0:
+            gap = np.where((wide := draws[kept] - draws[intact]) > 0, wide, np.nan)
+            shares = np.nan_to_num((draws[kept] - draws[name]) / gap, nan=-np.inf)
+            share = asdict(interval((mean[kept] - mean[name]) / lost, shares))
+        loss = asdict(interval(mean[name], draws[name]))
+        found[name] = {"loss": loss, "recovered": share, "tokens_per_second": one.tokens_per_second}
+    return found

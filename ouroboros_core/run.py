@@ -1,0 +1,238 @@
+"""The main job: build, check, train, judge, write down."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ouroboros_core import checks, pretrained, rundir
+from ouroboros_core.accounting import parameters
+from ouroboros_core.anatomy import truncated
+from ouroboros_core.build import Built, build, control_settings, null_parts, refuse_leaks
+from ouroboros_core.data import Text, align, prepare
+from ouroboros_core.errors import UserError
+from ouroboros_core.files import need_room
+from ouroboros_core.host import PluginHost
+from ouroboros_core.judge import CONTROL, INTACT, KEPT, TRAINED, Judge
+from ouroboros_core.model import StockLM
+from ouroboros_core.pretrained import Pretrained
+from ouroboros_core.reporting import Reporter, Silent
+from ouroboros_core.settings import Settings
+from ouroboros_core.training import Training
+
+CHECKED = 64  # tokens of each of two sequences that the causality and identity checks read
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found. `evaluation` is what `evaluation.json` holds."""
+
+    folder: Path
+    evaluation: dict[str, Any]
+
+
+def run(
+    settings: Settings, host: PluginHost, reporter: Reporter | None = None, *, resume: Path | None = None
+) -> Outcome:
+    """Make the model recursive, train it, judge it on text it never saw, and write everything into a run folder.
+
+    Args:
+        settings: from `resolve`; of a run to be resumed, from `rundir.settings_of`.
+        resume: the folder of an unfinished run.
+
+    Raises:
+        UserError: a mistake in the settings, or something that is not there.
+        CheckFailed: a trust check failed.
+        Interrupted: Ctrl-C; what was done is saved.
+    """
+    settings.forget_reads()
+    refuse_leaks(settings)
+    job = Job(settings, host, reporter or Silent(), resume)
+    job.check()
+    job.begin()
+    job.train()
+    return job.judge()
+
+
+class Job:
+    """A run in pieces. Making one loads, reads and builds everything, and writes nothing."""
+
+    def __init__(self, settings: Settings, host: PluginHost, reporter: Reporter, resume: Path | None) -> None:
+        self.settings, self.host = settings, host
+        self.accelerator = accelerator_for(settings.base.device)
+        self.reporter = reporter if self.accelerator.is_main_process else Silent()
+        self.seconds: dict[str, float] = {}
+        self.resumed, self.folder = bool(resume), resume or rundir.new_folder(settings)
+        with self.stage("load the base model"):
+            self.base = pretrained.load(settings.base)
+            self.base.model.to(self.accelerator.device)
+            self.stock = StockLM(self.base.model, host.anatomy(self.base.model.config))
+        with self.stage("read the text"):
+            self.text = read_text(settings, self.base)
+        with self.stage("build the recursive model"):
+            self.built = build(settings, host, self.base.model)
+            self.control = self._control() if settings.eval.control else None
+        self.training = self._training(self.built, self.folder)
+        self.judgement = Judge(settings.eval, self.text, self.accelerator.device, self.reporter)
+        need_room(self.folder, room(self.built, settings.train.keep) * (2 if self.control else 1))
+
+    def check(self) -> None:
+        """Make the trust checks.
+
+        Raises:
+            CheckFailed: one failed.
+        """
+        model, device = self.built.model.eval(), self.accelerator.device
+        batches = self.training.batches(0) + [align(domain.blocks[:2].to(device)) for domain in self.judgement.domains]
+        ids = torch.cat([ids for ids, _ in batches])[:2, :CHECKED]
+        null = [null_parts(self.host, facts).to(device) for facts in self.built.facts]
+        teacher = self.stock if self.built.wants_teacher else None
+        with self.stage("check"):
+            tell = self.reporter.check
+            tell(checks.causality(model, ids, allowed=self.settings.run.allow_leak))
+            tell(checks.labels(model, self.built.objectives, batches, teacher))
+            tell(checks.identity(model, null, self.base.model, ids))
+            tell(checks.settings_took_effect(self.settings))
+
+    def begin(self) -> None:
+        """Make the run folder, or make sure that the one resumed is of this base and text."""
+        facts = {
+            "base": {"name": self.settings.base.name, "fingerprint": self.base.fingerprint},
+            "text": dict(self.text.fingerprint),
+            "plugins": self.host.versions,
+            "split": self.built.model.split.drawn(self.settings.loop.turns),
+        }
+        if self.resumed:
+            must_be_same(self.folder, facts)
+        elif self.accelerator.is_main_process:
+            rundir.begin(self.folder, self.settings, facts)
+        self.accelerator.wait_for_everyone()
+
+    def train(self) -> None:
+        """Train the model, and the control if there is one. What is finished already is loaded."""
+        with self.stage("train"):
+            self._finish(self.training)
+        if self.control:
+            with self.stage("train the control"):
+                if any(p.requires_grad for p in self.control.model.parameters()):
+                    self._finish(self._training(self.control, self.folder / "control"))
+                else:
+                    self.reporter.note(
+                        "the control has nothing to train (no adapter): it is the kept layers, untrained"
+                    )
+
+    def judge(self) -> Outcome:
+        """Let every model read the held-out text, and write down what was found."""
+        models = self.models()
+        with self.stage("judge"):
+            for name, model in models.items():
+                self.judgement.hear(name, model)
+            domains = self.judgement.verdict()
+        evaluation = {
+            "domains": domains,
+            "parameters": {name: asdict(parameters(model)) for name, model in models.items()},
+            "split": self.built.model.split.drawn(self.settings.loop.turns),
+            "seconds": self.seconds,
+            "peak_memory_bytes": peak_memory(),
+        }
+        if self.accelerator.is_main_process:
+            rundir.write_json(self.folder / rundir.EVALUATION, evaluation)
+        return Outcome(self.folder, evaluation)
+
+    def models(self) -> dict[str, nn.Module]:
+        """What is compared, by name."""
+        anatomy, split = self.built.model.anatomy, self.built.model.split
+        short = truncated(anatomy, self.base.model, [i for segment in split.segments for i in segment.layers])
+        found = {INTACT: self.stock, KEPT: StockLM(short, anatomy), TRAINED: self.built.model}
+        return found | ({CONTROL: self.control.model} if self.control else {})
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Announce a stage and time it."""
+        self.reporter.stage(name)
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 2)
+
+    def _control(self) -> Built:
+        return build(control_settings(self.settings, self.host), self.host, self.base.model)
+
+    def _training(self, built: Built, folder: Path) -> Training:
+        teacher = self.stock if built.wants_teacher else None
+        return Training(built, self.text.train, self.settings.train, self.accelerator, folder, self.reporter, teacher)
+
+    def _finish(self, training: Training) -> None:
+        model, folder = training.built.model, training.folder
+        if (folder / rundir.PARTS).exists():
+            rundir.load_parts(model, folder)
+            return
+        folder.mkdir(exist_ok=True)
+        training.run()
+        if self.accelerator.is_main_process:
+            rundir.save_parts(model, self.base, folder)
+        self.accelerator.wait_for_everyone()
+
+
+def accelerator_for(device: str) -> Accelerator:
+    """Accelerate on the wanted kind of device.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise UserError(f"base.device = '{device}': choose auto, cpu, cuda or mps")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, True):
+        raise UserError(f"base.device = '{device}': torch sees none here. Choose auto or cpu")
+    return Accelerator(cpu=device == "cpu")
+
+
+def read_text(settings: Settings, base: Pretrained) -> Text:
+    """All text of a run, as much of it as the run will read."""
+    train, judged = settings.train, settings.eval
+    return prepare(
+        settings.data,
+        base.tokenizer,
+        train_tokens=train.steps * train.batch * settings.data.length,
+        heldout_tokens=judged.tokens,
+        validation_tokens=judged.validation,
+    )
+
+
+def must_be_same(folder: Path, facts: dict[str, Any]) -> None:
+    """Refuse to resume on another base or other text.
+
+    Raises:
+        UserError: something differs from what the run began with, or the manifest is missing.
+    """
+    try:
+        then = json.loads((folder / rundir.MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / rundir.MANIFEST} cannot be read: {error}. Start the run anew") from error
+    for what in ("base", "text", "split"):
+        if then.get(what) != facts[what]:
+            raise UserError(f"{folder} began with another {what}: {then.get(what)}; now it is {facts[what]}")
+
+
+def room(built: Built, keep: int) -> int:
+    """Bytes that a run will write: parts, and checkpoints with two moments a trained value."""
+    trained = sum(4 * p.numel() for p in built.model.parameters() if p.requires_grad)
+    parts = sum(t.numel() * t.element_size() for t in rundir.own_tensors(built.model).values())
+    return parts + 3 * trained * (keep + 1)
+
+
+def peak_memory() -> int:
+    """The most memory the process held, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

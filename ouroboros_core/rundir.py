@@ -1,0 +1,164 @@
+"""The run folder: what a run leaves behind, and how a trained model is loaded back."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ouroboros_core import pretrained
+from ouroboros_core.build import Built, build
+from ouroboros_core.errors import UserError
+from ouroboros_core.files import sha256, write, written_aside
+from ouroboros_core.host import PluginHost
+from ouroboros_core.pretrained import Pretrained
+from ouroboros_core.resolve import read_file, resolve
+from ouroboros_core.settings import Settings
+
+RESOLVED, MANIFEST, EVALUATION = "resolved.toml", "manifest.json", "evaluation.json"
+PARTS, CHECKSUM = "parts.safetensors", "parts.sha256"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained run, ready to use."""
+
+    built: Built
+    base: Pretrained
+    settings: Settings
+
+
+def new_folder(settings: Settings) -> Path:
+    """A name nobody has yet: `runs/20261122-101500-run`. The folder is made by `begin`."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(settings.run.folder) / f"{stamp}-{settings.run.name}"
+    names = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 100))]
+    return next(name for name in names if not name.exists())
+
+
+def begin(folder: Path, settings: Settings, facts: dict[str, Any]) -> None:
+    """Make the folder with its settings and manifest, whole.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    with written_aside(folder) as aside:
+        (aside / RESOLVED).write_text(tomli_w.dumps(settings.tables()))
+        manifest = {
+            **facts,
+            "packages": pretrained.package_versions(),
+            "machine": _machine(),
+            "git": _git_state(),
+        }
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2))
+
+
+def settings_of(folder: Path, host: PluginHost) -> Settings:
+    """The settings of a run.
+
+    Raises:
+        UserError: this is no run folder, or a part of it is not installed.
+    """
+    if not (folder / RESOLVED).is_file():
+        raise UserError(f"{folder} is no run folder: it has no {RESOLVED}. Runs are listed in the folder `runs`")
+    return resolve(host, [read_file(folder / RESOLVED)])
+
+
+def save_parts(model: nn.Module, base: Pretrained, folder: Path) -> None:
+    """Write every weight that the base does not have: trained parts, adapted layers, and the frozen bases."""
+    with written_aside(folder / ".parts") as aside:
+        tensors = {name: t.detach().contiguous().cpu() for name, t in own_tensors(model).items()}
+        save_file(tensors, aside / PARTS, metadata={"base": base.fingerprint})
+        (aside / CHECKSUM).write_text(f"{sha256(aside / PARTS)}  {PARTS}\n")
+    for name in (CHECKSUM, PARTS):
+        (folder / ".parts" / name).replace(folder / name)
+    (folder / ".parts").rmdir()
+
+
+def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What is saved: trainable tensors, and everything, frozen bases too, that belongs to the loops."""
+    state = model.state_dict(keep_vars=True)
+    return {name: t for name, t in state.items() if t.requires_grad or name.startswith("loops.")}
+
+
+def load_parts(model: nn.Module, folder: Path) -> None:
+    """Put saved weights in place.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another model.
+    """
+    path = folder / PARTS
+    try:
+        whole = (folder / CHECKSUM).read_text().split()[0] == sha256(path)
+        tensors = load_file(path) if whole else None
+    except (OSError, IndexError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}. The run did not finish, or its folder was changed") from error
+    if tensors is None:
+        raise UserError(f"{path} is damaged: it is not what {CHECKSUM} says was written")
+    if strange := sorted(tensors.keys() ^ own_tensors(model).keys()):
+        raise UserError(f"{path} is of another model: {strange[0]} is only on one side")
+    model.load_state_dict(tensors, strict=False)
+
+
+def load_run(folder: Path | str, host: PluginHost | None = None) -> Loaded:
+    """A trained model, from its folder and its base. The removed layers are not looked at.
+
+    Raises:
+        UserError: the folder, the base or a plugin is not what it was.
+    """
+    folder, host = Path(folder), host or PluginHost.installed()
+    settings = settings_of(folder, host)
+    base = pretrained.load(settings.base)
+    must_be_base_of(folder, base)
+    built = build(settings, host, base.model, fill_bases=False)
+    load_parts(built.model, folder)
+    built.model.eval()
+    return Loaded(built, base, settings)
+
+
+def must_be_base_of(folder: Path, base: Pretrained) -> None:
+    """Refuse a base that is not the one the run was trained on.
+
+    Raises:
+        UserError: it is another, or the manifest is missing.
+    """
+    try:
+        then = json.loads((folder / MANIFEST).read_text())["base"]["fingerprint"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / MANIFEST} cannot be read: {error}") from error
+    if then != base.fingerprint:
+        raise UserError(f"{folder} was trained on a base with fingerprint {then}; this one has {base.fingerprint}")
+
+
+def write_json(path: Path, facts: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write(path, json.dumps(facts, indent=2))
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_state() -> str | None:
+    """The commit of the folder that the command was run in, marked where there are uncommitted changes."""
+    try:
+        told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return told.stdout.strip() or None

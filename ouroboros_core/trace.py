@@ -1,0 +1,33 @@
+"""Trace: what a forward pass leaves for objectives and evaluation to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ouroboros_core.losses import token_kl, token_nll
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The end of a forward pass. Logits are made only when asked for."""
+
+    hidden: Tensor  # (B, T, D) after the final norm
+    head: Tensor  # (V, D)
+    taken: Tensor  # (B, T) turns each token took
+    remainder: Tensor  # (B, T) weight of its last state in the read-out
+    teacher: Trace | None = None  # the intact model on the same tokens
+
+    def logits(self) -> Tensor:
+        """(B, T, V), in the hidden states' dtype."""
+        return F.linear(self.hidden, self.head)
+
+    def nll(self, labels: Tensor) -> Tensor:
+        """Negative log-likelihood of aligned labels. (B, T) -> (B, T), nats."""
+        return token_nll(self.hidden, self.head, labels)
+
+    def kl_from(self, teacher: Trace, temperature: float) -> Tensor:
+        """How far the model is from a teacher, token by token. -> (B, T), nats."""
+        return token_kl(self.hidden, self.head, teacher.hidden, teacher.head, temperature)

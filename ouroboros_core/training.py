@@ -1,0 +1,208 @@
+"""Training: a short loop on Accelerate. One clock, optimiser steps; data and depth are functions of the step."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from ouroboros_core import checkpoint, snapshot
+from ouroboros_core.build import Built
+from ouroboros_core.contracts import Depth
+from ouroboros_core.data import align, rows_of_step
+from ouroboros_core.errors import CheckFailed, Interrupted, UserError
+from ouroboros_core.gradients import WATCHED_STEPS, GradientWatch
+from ouroboros_core.losses import IGNORE
+from ouroboros_core.model import StockLM
+from ouroboros_core.reporting import Progress, Reporter
+from ouroboros_core.settings import TrainSettings
+from ouroboros_core.signals import interruptible
+from ouroboros_core.tables import TurnTable
+
+Batch = tuple[Tensor, Tensor]  # ids and aligned labels, (B, T) each
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+
+
+class Loss(nn.Module):
+    """The model and what it is trained for, as one module: what data-parallel wrappers need to see."""
+
+    def __init__(self, built: Built, teacher: StockLM | None) -> None:
+        super().__init__()
+        self.model = built.model
+        self.objectives = built.objectives
+        self._teacher = (teacher,)  # in a tuple, so that it is no part of this module
+
+    def forward(self, ids: Tensor, labels: Tensor, depth: Depth) -> dict[str, Tensor]:
+        """What each objective contributes, summed over the labelled tokens. ids, labels (B, T)."""
+        trace = self.model(ids, depth=depth)
+        (teacher,) = self._teacher
+        if teacher is not None:
+            with torch.no_grad():
+                trace = replace(trace, teacher=teacher(ids))
+        scored = labels != IGNORE
+        return {name: (term(trace, labels) * scored).sum() for name, term in self.objectives.items()}
+
+
+class Training:
+    """One training run: set up at once, so that every setting is read before the first step; then `run`.
+
+    It goes on from the newest checkpoint in `folder`, if there is one.
+
+    Args:
+        blocks: (N, T + 1) packed tokens.
+        teacher: the intact model, where an objective wants it.
+
+    Raises:
+        UserError: the batch cannot be shared out evenly, or a checkpoint is damaged.
+    """
+
+    def __init__(
+        self, built: Built, blocks: Tensor, settings: TrainSettings, accelerator: Accelerator, folder: Path,
+        reporter: Reporter, teacher: StockLM | None = None,
+    ) -> None:  # fmt: skip
+        self.built, self.blocks, self.folder, self.reporter = built, blocks, folder, reporter
+        self.accelerator = accelerator
+        self.steps, self.batch, self.accumulate = settings.steps, settings.batch, settings.accumulate
+        self.seed, self.clip = settings.seed, settings.clip
+        self.save_every, self.keep = settings.save_every, settings.keep
+        self._must_share_out()
+        groups = parameter_groups(built.model, settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+        self.peak = settings.lr
+        self.shape = get_scheduler("cosine", optimizer, settings.warmup, settings.steps + 1).lr_lambdas[0]
+        self.loss, self.optimizer = accelerator.prepare(Loss(built, teacher), optimizer)
+        self.watch = GradientWatch(built.model)
+
+    def run(self) -> None:
+        """Train to the last step. Writes `metrics.jsonl`, one record a step, and `checkpoints/`.
+
+        Raises:
+            CheckFailed: a reachable trainable row never had a gradient, or a loss is not finite.
+            Interrupted: the user pressed Ctrl-C; the state is saved.
+            UserError: the disk is full.
+        """
+        start = self._resume()
+        with interruptible() as interrupted:
+            for step in range(start, self.steps):
+                progress = self._step(step)
+                self._record(progress)
+                if step + 1 == min(start + WATCHED_STEPS, self.steps):
+                    self.reporter.check(self.watch.verdict())
+                if (step + 1) % self.save_every == 0 or step + 1 == self.steps or interrupted():
+                    self._save(step + 1)
+                if interrupted() and step + 1 < self.steps:
+                    raise Interrupted(f"stopped after step {step + 1} of {self.steps}; its state is saved")
+
+    def batches(self, step: int) -> list[Batch]:
+        """What this process reads in a step: ids and labels (B, T) of each micro-step."""
+        return [align(self.blocks[rows].to(self.accelerator.device)) for rows in self._rows(step)]
+
+    def _rows(self, step: int) -> list[list[int]]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        every = rows_of_step(step, self.batch, len(self.blocks), self.seed)
+        size = self.batch // (self.accumulate * world)
+        return [every[i : i + size] for i in range(rank * size, self.batch, size * world)]
+
+    def _step(self, step: int) -> Progress:
+        rate = self.peak * self.shape(step + 1)  # from 1, so that the first step has a rate, and the last still has
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        depth = self.built.schedule(step, step / self.steps, self.seed)
+        began = time.perf_counter()
+        terms, tokens = backward(self.loss, self.batches(step), depth, self.accelerator)
+        norm = float(self.accelerator.clip_grad_norm_(self.loss.parameters(), self.clip))
+        if not math.isfinite(norm + sum(terms.values())):
+            self._give_up(step, terms, norm)
+        self.watch.look(depth.turns)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        speed = tokens / (time.perf_counter() - began)
+        return Progress(step + 1, self.steps, sum(terms.values()), terms, rate, norm, depth.turns, speed)
+
+    def _give_up(self, step: int, terms: dict[str, float], norm: float) -> None:
+        kept = checkpoint.stored(self.folder / CHECKPOINTS)
+        last = f"the last checkpoint is {kept[-1].name}" if kept else "there is no checkpoint yet"
+        raise CheckFailed(
+            f"step {step + 1}: the loss or its gradient is not finite ({terms}, gradient norm {norm}), on blocks "
+            f"{self._rows(step)} of the training text; {last}. Try a lower train.lr or train.clip"
+        )
+
+    def _record(self, progress: Progress) -> None:
+        if self.accelerator.is_main_process:
+            with (self.folder / METRICS).open("a") as file:
+                file.write(json.dumps(asdict(progress)) + "\n")
+        self.reporter.step(progress)
+
+    def _save(self, step: int) -> None:
+        taken = snapshot.take(self.loss, self.optimizer, step, self.accelerator)
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.folder / CHECKPOINTS, step, taken, self.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> int:
+        if not (stored := checkpoint.stored(self.folder / CHECKPOINTS)):
+            return 0
+        step = snapshot.restore(checkpoint.load(stored[-1]), self.loss, self.optimizer, self.accelerator)
+        if self.accelerator.is_main_process:
+            _cut(self.folder / METRICS, step)
+        self.reporter.note(f"resumed after step {step} from {stored[-1]}")
+        return step
+
+    def _must_share_out(self) -> None:
+        pieces = self.accumulate * self.accelerator.num_processes
+        if self.batch % pieces:
+            raise UserError(
+                f"train.batch={self.batch} cannot be shared out by {self.accelerator.num_processes} process(es) and "
+                f"train.accumulate={self.accumulate}: make it a multiple of {pieces}"
+            )
+
+
+def backward(
+    loss: Callable[..., dict[str, Tensor]], batches: list[Batch], depth: Depth, accelerator: Accelerator
+) -> tuple[dict[str, float], int]:
+    """Gradients of one optimiser step, normalised by the labelled tokens of the whole step.
+
+    Args:
+        batches: ids and aligned labels (B, T) of each micro-step.
+
+    Returns:
+        What each objective contributes to the mean loss over all processes, and those tokens.
+    """
+    labelled = torch.stack([(labels != IGNORE).sum() for _, labels in batches]).sum()
+    tokens = int(accelerator.reduce(labelled, "sum"))
+    share = accelerator.num_processes / tokens  # data-parallel wrappers average gradients over processes
+    sums: dict[str, Tensor] = {}
+    for number, (ids, labels) in enumerate(batches, start=1):
+        with accelerator.no_sync(loss) if number < len(batches) else nullcontext():
+            terms = loss(ids, labels, depth)
+            accelerator.backward(torch.stack(list(terms.values())).sum() * share)
+        for name, term in terms.items():
+            sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
+    return {name: float(accelerator.reduce(total, "sum")) / tokens for name, total in sums.items()}, tokens
+
+
+def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
+    """Trainable parameters, matrices with weight decay. Biases, norms, embeddings and rows by turn are not decayed."""
+    tables = (TurnTable, nn.Embedding)
+    spared = {id(p) for module in model.modules() if isinstance(module, tables) for p in module.parameters()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    free = [p for p in trainable if p.ndim < 2 or id(p) in spared]
+    decayed = [p for p in trainable if not (p.ndim < 2 or id(p) in spared)]
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _cut(metrics: Path, step: int) -> None:
+    """Drop what was recorded after a step: it is about to be done again."""
+    if metrics.exists():
+        lines = metrics.read_text().splitlines(keepends=True)
+        metrics.write_text("".join(lines[:step]))

@@ -1,0 +1,35 @@
+"""Adapters: which of the base's own weights may learn."""
+
+from ouroboros_core.contracts import Part, Slot
+from ouroboros_core.options import NoOptions
+from ouroboros_plugins.adapters.coda_lora import CodaLora, CodaLoraOptions
+from ouroboros_plugins.adapters.none import no_adapter
+from ouroboros_plugins.adapters.unfreeze import Unfreeze, UnfreezeOptions
+
+PARTS = (
+    Part(
+        Slot.ADAPTER,
+        "none",
+        NoOptions,
+        lambda options, facts: no_adapter,
+        "The base stays frozen.",
+        null=True,
+        default=True,
+    ),
+    Part(
+        Slot.ADAPTER,
+        "coda-lora",
+        CodaLoraOptions,
+        lambda options, facts: CodaLora(options.rank, options.alpha, options.dropout),
+        "LoRA on the linears of the coda.",
+        "Hu 2022, through PEFT; Ouroboros, section 6",
+    ),
+    Part(
+        Slot.ADAPTER,
+        "unfreeze",
+        UnfreezeOptions,
+        lambda options, facts: Unfreeze(options.layers),
+        "The last layers of the coda learn.",
+        "Ouroboros, section 6",
+    ),
+)

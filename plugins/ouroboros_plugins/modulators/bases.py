@@ -1,0 +1,35 @@
+"""Frozen directions that a modulator scales."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ouroboros_core.ops import LowRank, Ops
+
+
+class FrozenBases(nn.Module):
+    """dW_k = (alpha / R) B_k diag(f_k) A_k for every tap k (Ouroboros, eq. 3). A and B are saved, never trained.
+
+    Args:
+        factors: of every tap, A (R, in) and B (out, R).
+        scale: alpha / R.
+    """
+
+    def __init__(self, factors: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> None:
+        super().__init__()
+        self.names, self.scale = tuple(factors), scale
+        for name, (down, up) in factors.items():
+            self.register_buffer(f"{_key(name)}_a", down)
+            self.register_buffer(f"{_key(name)}_b", up)
+
+    def forward(self, diagonals: Mapping[str, Tensor]) -> Ops:
+        """The ops of these diagonals: (R) or (B, T, R) for every tap."""
+        return {name: [self._op(name, diagonal)] for name, diagonal in diagonals.items()}
+
+    def _op(self, name: str, diagonal: Tensor) -> LowRank:
+        down, up = getattr(self, f"{_key(name)}_a"), getattr(self, f"{_key(name)}_b")
+        return LowRank(down, up, diagonal * self.scale)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")  # modules and buffers may not have dots in their names
