@@ -43,7 +43,7 @@ class DataSettings(Options):
         None,
         gt=0,
         lt=1,
-        description="share of documents kept apart, half for validation, where a corpus has no split of its own; None: 0.1",
+        description="share of documents kept apart, half for validation, where the corpus has no split; None: 0.1",
     )
 
 

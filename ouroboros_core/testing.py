@@ -1,0 +1,72 @@
+"""For tests of parts, ours and other authors': small random models, and the facts a part is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from ouroboros_core.anatomy import HFModel
+from ouroboros_core.contracts import LoopFacts, TapFacts, Turn
+
+WORDS = ["the", "state", "of", "our", "union", "is", "strong", "and", "the", "people", "of", "this", "nation", "know", "what", "they", "have", "to", "do", "now"]
+
+
+def tiny_model(layers: int = 6, family: str = "llama", vocabulary: int = 64) -> HFModel:
+    """A random float32 model of 32 dimensions, the same at every call; families as transformers names them."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(
+        family, vocab_size=vocabulary, num_hidden_layers=layers, max_position_embeddings=256, head_dim=8, **shape
+    )
+    config.eos_token_id, config.bos_token_id, config.pad_token_id = 0, None, None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():  # the library's small initial values make every layer a near identity
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval().requires_grad_(False)
+
+
+def tiny_tokenizer(text: str = " ".join(WORDS), vocabulary: int = 64) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer trained on a text; token 0 ends a document."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<end>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<end>")
+
+
+def tiny_base(folder: Path, layers: int = 6, family: str = "llama") -> Path:
+    """A folder with a tiny model and tokenizer, to be given as `--base`."""
+    tiny_model(layers, family).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def loop_facts(width: int = 16, turns: int = 3, trained_turns: int | None = None) -> LoopFacts:
+    """Facts of an imagined block with two linears, `0.q` and `0.down`, and seeded random bases."""
+    taps = {"0.q": TapFacts(width, width), "0.down": TapFacts(2 * width, width)}
+
+    def bases(rank: int) -> Mapping[str, tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        drawn = {
+            name: (
+                torch.randn(rank, tap.inputs, generator=generator),
+                torch.randn(tap.outputs, rank, generator=generator),
+            )
+            for name, tap in taps.items()
+        }
+        return drawn
+
+    return LoopFacts(width, turns, trained_turns or turns, taps, bases)
+
+
+def a_turn(batch: int = 2, tokens: int = 5, index: int = 0, last: bool = False, spent: Tensor | None = None) -> Turn:
+    """A turn over unpadded tokens."""
+    positions = torch.arange(tokens).expand(batch, -1)
+    spent = torch.zeros(batch, tokens) if spent is None else spent
+    return Turn(index, last, positions, torch.ones(batch, tokens, dtype=torch.bool), spent, seed=0)
