@@ -13,10 +13,31 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from ouroboros_core.anatomy import HFModel
 from ouroboros_core.contracts import LoopFacts, TapFacts, Turn
 
-WORDS = ["the", "state", "of", "our", "union", "is", "strong", "and", "the", "people", "of", "this", "nation", "know", "what", "they", "have", "to", "do", "now"]
+WORDS = [
+    "the",
+    "state",
+    "of",
+    "our",
+    "union",
+    "is",
+    "strong",
+    "and",
+    "the",
+    "people",
+    "of",
+    "this",
+    "nation",
+    "know",
+    "what",
+    "they",
+    "have",
+    "to",
+    "do",
+    "now",
+]
 
 
-def tiny_model(layers: int = 6, family: str = "llama", vocabulary: int = 64) -> HFModel:
+def tiny_model(layers: int = 6, family: str = "llama", vocabulary: int = 320) -> HFModel:
     """A random float32 model of 32 dimensions, the same at every call; families as transformers names them."""
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = AutoConfig.for_model(
@@ -32,11 +53,13 @@ def tiny_model(layers: int = 6, family: str = "llama", vocabulary: int = 64) -> 
     return model.eval().requires_grad_(False)
 
 
-def tiny_tokenizer(text: str = " ".join(WORDS), vocabulary: int = 64) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(text: str = " ".join(WORDS), vocabulary: int = 320) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer trained on a text; token 0 ends a document."""
     tokenizer = Tokenizer(models.BPE(unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<end>"]))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<end>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([text], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<end>")
 
 
@@ -53,14 +76,13 @@ def loop_facts(width: int = 16, turns: int = 3, trained_turns: int | None = None
 
     def bases(rank: int) -> Mapping[str, tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(0)
-        drawn = {
+        return {
             name: (
                 torch.randn(rank, tap.inputs, generator=generator),
                 torch.randn(tap.outputs, rank, generator=generator),
             )
             for name, tap in taps.items()
         }
-        return drawn
 
     return LoopFacts(width, turns, trained_turns or turns, taps, bases)
 
