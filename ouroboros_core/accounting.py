@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ouroboros_core.contracts import Depth
@@ -40,6 +43,7 @@ def by_component(model: RecursiveLM) -> list[tuple[str, int, int]]:
     for segment in model.split.segments:
         name = "recurrent block" if segment.looped else next(names, "layers")
         rows.append((name, [p for i in segment.layers for p in model.layer(i).parameters()]))
+    rows.append(("final norm", [p for n, p in inner.named_parameters() if not n.startswith(("layers.", "embed"))]))
     for parts in model.loops:
         for slot, part in parts.named_children():
             rows.append((slot, list(part.parameters())))
@@ -54,9 +58,27 @@ def by_component(model: RecursiveLM) -> list[tuple[str, int, int]]:
 def flops_per_token(model: RecursiveLM, turns: int, length: int) -> int:
     """Forward operations a token of a sequence of this length, counted by torch on the operations themselves."""
     ids = torch.zeros(1, length, dtype=torch.long, device=next(model.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with _counted() as counter:  # not under no_grad, where torch's counter asserts
         model(ids, depth=Depth.full(turns)).logits()
     return counter.get_total_flops() // length
+
+
+def train_flops_per_token(model: RecursiveLM, depth: Depth, length: int) -> int:
+    """Operations a token of a training step: forward, loss and backward through what learns."""
+    ids = torch.zeros(1, length, dtype=torch.long, device=next(model.parameters()).device)
+    with _counted() as counter:
+        loss = model(ids, depth=depth).nll(ids).sum()
+        if loss.requires_grad:
+            loss.backward()
+    model.zero_grad()
+    return counter.get_total_flops() // length
+
+
+@contextmanager
+def _counted() -> Iterator[FlopCounterMode]:
+    """torch's counter, over attention written out: it does not know every fused kernel."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def kv_bytes_per_token(model: RecursiveLM) -> int:

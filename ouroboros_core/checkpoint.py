@@ -48,7 +48,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 
 def stored(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first. What was never finished is not among them."""
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load(path: Path) -> Checkpoint:
@@ -62,7 +62,7 @@ def load(path: Path) -> Checkpoint:
         if sha256(path / TENSORS) != facts["sha256"]:
             raise UserError(f"{path} is damaged: {TENSORS} is not what was written. {_advice(path)}")
         return Checkpoint(load_file(path / TENSORS), facts)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}. {_advice(path)}") from error
 
 

@@ -19,7 +19,7 @@ from ouroboros_core.settings import Settings
 from ouroboros_core.trace import Trace
 
 LEAK = 1e-4  # of the largest move that a change of tokens makes anywhere
-ROUNDING = 16  # times the dtype's resolution: what two orders of the same sums may differ by
+ROUNDING = 2  # times the dtype's resolution: what two orders of the same sums may differ by
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def labels(
     """
     for ids, aligned in batches:
         real = aligned[:, :-1] != IGNORE
-        if (wrong := ((aligned[:, :-1] != ids[:, 1:]) & real).sum().item()) or not real.any():
+        if wrong := ((aligned[:, :-1] != ids[:, 1:]) & real).sum().item():
             raise CheckFailed(
                 f"labels are not the next token at {wrong} of {real.numel()} positions: "
                 "they are shifted twice, or not at all"

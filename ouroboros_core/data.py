@@ -70,8 +70,8 @@ def prepare(
     characters = 6 * (train_tokens + heldout_tokens + validation_tokens)
     documents = corpus.with_roles(corpus.read(data.train, data, characters), data)
     of = {role: [d for d in documents if d.role == role] for role in ROLES}
-    of |= {name: corpus.read(name, data, 6 * heldout_tokens) for name in data.heldout if name != NEAR}
-    _must_be_apart(of["train"], {name: held for name, held in of.items() if name != "train"})
+    held = {name: of[NEAR] if name == NEAR else corpus.read(name, data, 6 * heldout_tokens) for name in data.heldout}
+    _must_be_apart(of["train"], held)
     if NEAR in data.heldout and not of[NEAR]:
         raise UserError(
             f"data {data.train} is {len(documents)} document(s): too few to keep some apart. Give it as more files, "
@@ -81,22 +81,23 @@ def prepare(
     return Text(
         train=pack(_tokens(of["train"], tokenizer), data.length, tokenizer.eos_token_id, data.train),
         validation=validation if validation.tokens else None,
-        heldout=[_domain(name, of[name], tokenizer, data.length, heldout_tokens) for name in data.heldout],
-        fingerprint={name: _fingerprint(these) for name, these in of.items() if these},
+        heldout=[_domain(name, these, tokenizer, data.length, heldout_tokens) for name, these in held.items()],
+        fingerprint={name: _fingerprint(these) for name, these in {**held, **of}.items() if these},
     )
 
 
 def pack(documents: Iterable[Sequence[int]], length: int, end: int | None, source: str) -> Tensor:
     """Documents one after another, `end` between them, cut into blocks: (N, length + 1).
 
-    Neighbouring blocks share one token, so that every token but the first is predicted once.
+    Neighbouring blocks share one token, so that every token but the first is predicted once; what is left after the
+    last whole block is not used.
 
     Raises:
         UserError: fewer tokens than one block.
     """
     stream = [token for tokens in documents for token in [*tokens, *([] if end is None else [end])]]
     if len(stream) <= length:
-        raise UserError(f"data {source} holds {len(stream)} tokens to train on: fewer than one sequence of {length}")
+        raise UserError(f"data {source} holds {len(stream)} tokens to train on: one sequence takes {length + 1}")
     return torch.tensor(stream, dtype=torch.long).unfold(0, length + 1, length).clone()
 
 
@@ -120,6 +121,7 @@ def _tokens(documents: Sequence[Document], tokenizer: Any) -> list[list[int]]:
 
 def _domain(name: str, documents: Sequence[Document], tokenizer: Any, length: int, most: int) -> Domain:
     """The first tokens of each document, an even share of `most`, in rows that never cross documents."""
+    documents = documents[: max(1, most // length)]  # so that each has room for a row
     rows, units = [], []
     share = most // max(1, len(documents))
     for number, tokens in enumerate(_tokens(documents, tokenizer)):

@@ -17,11 +17,11 @@ from ouroboros_core.losses import IGNORE
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % bootstrap interval."""
+    """An estimate and its 95 % bootstrap interval: none where there is only one unit to resample."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,10 @@ def resampled(scores: Sequence[Score], resamples: int) -> np.ndarray:
     return np.stack([one.nll[drawn].sum(1) / tokens for one in scores])
 
 
-def interval(value: float, draws: np.ndarray) -> Interval:
+def interval(value: float, draws: np.ndarray, units: int) -> Interval:
     """The percentile interval around a value."""
+    if units < 2:
+        return Interval(value, None, None)
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(value, float(low), float(high))
 
@@ -89,7 +91,7 @@ def compare(scores: Mapping[str, Score], resamples: int, *, intact: str, kept: s
         if name not in (intact, kept) and lost > 0:
             gap = np.where((wide := draws[kept] - draws[intact]) > 0, wide, np.nan)
             shares = np.nan_to_num((draws[kept] - draws[name]) / gap, nan=-np.inf)
-            share = asdict(interval((mean[kept] - mean[name]) / lost, shares))
-        loss = asdict(interval(mean[name], draws[name]))
+            share = asdict(interval((mean[kept] - mean[name]) / lost, shares, len(one.nll)))
+        loss = asdict(interval(mean[name], draws[name], len(one.nll)))
         found[name] = {"loss": loss, "recovered": share, "tokens_per_second": one.tokens_per_second}
     return found

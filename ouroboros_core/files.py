@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ouroboros_core.errors import UserError
 
 
@@ -32,7 +34,7 @@ def written_aside(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         aside.rename(target)
         _sync(target.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _explained(error, target) from error
     finally:
         if aside and aside.exists():
@@ -81,7 +83,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _explained(error: OSError, target: Path) -> UserError:
-    if error.errno == errno.ENOSPC:
+def _explained(error: OSError | SafetensorError, target: Path) -> UserError:
+    if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(error):
         return UserError(f"{target}: no space left on the disk. What was saved before is whole; free some and resume")
-    return UserError(f"{target}: cannot be written: {error.strerror or error}")
+    return UserError(f"{target}: cannot be written: {getattr(error, 'strerror', None) or error}")

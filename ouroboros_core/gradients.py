@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ouroboros_core.contracts import Depth
 from ouroboros_core.errors import CheckFailed
 from ouroboros_core.reporting import CheckResult
 from ouroboros_core.tables import TurnTable
@@ -15,21 +16,23 @@ WATCHED_STEPS = 3  # a zero-initialised head hides the layers before it for one 
 class GradientWatch:
     """Watches which rows of the trainable parameters have had a gradient.
 
-    A row is one index of the first dimension. Rows of a `TurnTable` for turns that were not taken cannot be reached,
-    and are not asked for.
+    A row is one index of the first dimension. Rows of a `TurnTable` for turns that were not taken with gradient
+    cannot be reached, and are not asked for.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.tables = {id(m.weight): m for m in model.modules() if isinstance(m, TurnTable)}
         self.alive: dict[str, Tensor] = {}
-        self.steps = self.turns = 0
+        self.steps = 0
+        self.turns: set[int] = set()  # taken with gradient so far
 
-    def look(self, turns: int) -> None:
-        """Note the gradients of a step that took so many turns; after the last watched step, do nothing."""
+    def look(self, depth: Depth) -> None:
+        """Note the gradients of a step of this depth; after the last watched step, do nothing."""
         if self.steps == WATCHED_STEPS:
             return
-        self.steps, self.turns = self.steps + 1, max(self.turns, turns)
+        self.steps += 1
+        self.turns |= set(range(depth.turns - depth.with_gradient, depth.turns))
         for name, parameter in self.parameters.items():
             rows = len(parameter) if parameter.ndim else 1
             if parameter.grad is not None:
@@ -60,6 +63,6 @@ class GradientWatch:
         if name not in self.alive:
             return "all rows"
         table = self.tables.get(id(parameter))
-        reachable = min(rows, table.trained, self.turns) if table else rows
-        dead = int((~self.alive[name][:reachable]).sum())
-        return f"{dead} of {reachable} rows" if dead else ""
+        reachable = sorted({min(turn, table.trained - 1) for turn in self.turns}) if table else range(rows)
+        dead = int((~self.alive[name][list(reachable)]).sum())
+        return f"{dead} of {len(reachable)} rows" if dead else ""

@@ -105,6 +105,9 @@ class PluginHost:
 
     def only(self, slot: Slot, wanted: Callable[[Part], bool]) -> Part:
         """The built-in part of a slot that is its default, or its null part."""
+        for record in self.records:
+            if record.builtin and record.error:
+                raise UserError(f"the built-in parts failed to load: {record.cause}")
         (part,) = (part for record, part in self.parts(slot) if record.builtin and wanted(part))
         return part
 

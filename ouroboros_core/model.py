@@ -89,7 +89,8 @@ class RecursiveLM(nn.Module):
 
     def precision(self, device: str) -> torch.autocast:
         """Compute in the base's dtype while trained parts stay float32 masters."""
-        return torch.autocast(device, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16))
+        kind = "cpu" if device == "meta" else device
+        return torch.autocast(kind, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16))
 
     @contextmanager
     def with_parts(self, parts: Sequence[Parts]) -> Iterator[None]:

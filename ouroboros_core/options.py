@@ -7,7 +7,7 @@ pydantic does these without attribute access.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 class Options(BaseModel):
     """What a user may choose about one part. Subclass it, give every field a default and a description."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
 
     _read: set[str] = PrivateAttr(default_factory=set)
 
@@ -24,6 +26,14 @@ class Options(BaseModel):
         if not name.startswith("_") and name in type(self).model_fields:
             super().__getattribute__("__pydantic_private__")["_read"].add(name)
         return value
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__  # whoever read them
+
+    def __copy__(self) -> Self:
+        twin = super().__copy__()
+        twin._read = set(self._read)
+        return twin
 
     @property
     def causal(self) -> bool:

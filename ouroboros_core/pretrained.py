@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
@@ -87,7 +88,7 @@ def empty(config: Any, dtype: str) -> HFModel:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of every parameter's name and shape and of a sample of at most 4,096 of its values."""
+    """A hash of every parameter's name and shape and of a sample of a few thousand of its values."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         flat = tensor.detach().flatten()
@@ -153,9 +154,9 @@ def _explained(name: str) -> Iterator[None]:
     """The library's errors in one line of ours."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "AutoModelForCausalLM" in str(error) or "Unrecognized" in first:
+        if "AutoModelForCausalLM" in str(error) or "Unrecognized" in first or "does not recognize" in first:
             raise UserError(
                 f"base {name} is no causal language model that transformers knows: {first[:160]}"
             ) from error

@@ -21,7 +21,7 @@ from ouroboros_core.accounting import parameters
 from ouroboros_core.anatomy import truncated
 from ouroboros_core.build import Built, build, control_settings, null_parts, refuse_leaks
 from ouroboros_core.data import Text, align, prepare
-from ouroboros_core.errors import UserError
+from ouroboros_core.errors import Interrupted, UserError
 from ouroboros_core.files import need_room
 from ouroboros_core.host import PluginHost
 from ouroboros_core.judge import CONTROL, INTACT, KEPT, TRAINED, Judge
@@ -40,6 +40,7 @@ class Outcome:
 
     folder: Path
     evaluation: dict[str, Any]
+    speaker: bool = True  # false in all processes of a distributed run but one
 
 
 def run(
@@ -61,8 +62,11 @@ def run(
     job = Job(settings, host, reporter or Silent(), resume)
     job.check()
     job.begin()
-    job.train()
-    return job.judge()
+    try:
+        job.train()
+        return job.judge()
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        raise Interrupted(f"{stopped or 'stopped'}. Go on with: ouro run --resume {job.folder}") from None
 
 
 class Job:
@@ -73,7 +77,8 @@ class Job:
         self.accelerator = accelerator_for(settings.base.device)
         self.reporter = reporter if self.accelerator.is_main_process else Silent()
         self.seconds: dict[str, float] = {}
-        self.resumed, self.folder = bool(resume), resume or rundir.new_folder(settings)
+        fresh = rundir.new_folder(settings)
+        self.resumed, self.folder = bool(resume), resume or fresh
         with self.stage("load the base model"):
             self.base = pretrained.load(settings.base)
             self.base.model.to(self.accelerator.device)
@@ -95,7 +100,7 @@ class Job:
         """
         model, device = self.built.model.eval(), self.accelerator.device
         batches = self.training.batches(0) + [align(domain.blocks[:2].to(device)) for domain in self.judgement.domains]
-        ids = torch.cat([ids for ids, _ in batches])[:2, :CHECKED]
+        ids = self.text.train[:2, :CHECKED].to(device)
         null = [null_parts(self.host, facts).to(device) for facts in self.built.facts]
         teacher = self.stock if self.built.wants_teacher else None
         with self.stage("check"):
@@ -148,7 +153,7 @@ class Job:
         }
         if self.accelerator.is_main_process:
             rundir.write_json(self.folder / rundir.EVALUATION, evaluation)
-        return Outcome(self.folder, evaluation)
+        return Outcome(self.folder, evaluation, self.accelerator.is_main_process)
 
     def models(self) -> dict[str, nn.Module]:
         """What is compared, by name."""

@@ -63,7 +63,7 @@ class TrainSettings(Options):
     lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
     warmup: int = Field(20, ge=0, description="steps of linear warm-up; a cosine to zero follows")
     weight_decay: float = Field(0.05, ge=0, description="on matrices; biases, norms and rows by turn are not decayed")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="of AdamW")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     seed: int = Field(0, ge=0, description="of initial values, order of the text and depth")
     save_every: int = Field(100, ge=1, description="steps between checkpoints")

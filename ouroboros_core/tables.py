@@ -26,4 +26,5 @@ class TurnTable(nn.Module):
         self.weight = nn.Parameter(torch.full((rows, *shape), fill))
 
     def forward(self, index: int) -> Tensor:  # -> shape
+        """The row of a turn."""
         return self.weight[min(index, self.trained - 1)]

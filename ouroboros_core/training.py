@@ -62,7 +62,7 @@ class Training:
         teacher: the intact model, where an objective wants it.
 
     Raises:
-        UserError: the batch cannot be shared out evenly, or a checkpoint is damaged.
+        UserError: the batch cannot be shared out evenly, or nothing learns.
     """
 
     def __init__(
@@ -75,7 +75,8 @@ class Training:
         self.seed, self.clip = settings.seed, settings.clip
         self.save_every, self.keep = settings.save_every, settings.keep
         self._must_share_out()
-        groups = parameter_groups(built.model, settings.weight_decay)
+        if not (groups := parameter_groups(built.model, settings.weight_decay)):
+            raise UserError("nothing learns: every part is without parameters, and the adapter leaves the base frozen")
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
         self.peak = settings.lr
         self.shape = get_scheduler("cosine", optimizer, settings.warmup, settings.steps + 1).lr_lambdas[0]
@@ -88,7 +89,7 @@ class Training:
         Raises:
             CheckFailed: a reachable trainable row never had a gradient, or a loss is not finite.
             Interrupted: the user pressed Ctrl-C; the state is saved.
-            UserError: the disk is full.
+            UserError: the disk is full, or a checkpoint is damaged.
         """
         start = self._resume()
         with interruptible() as interrupted:
@@ -122,7 +123,7 @@ class Training:
         norm = float(self.accelerator.clip_grad_norm_(self.loss.parameters(), self.clip))
         if not math.isfinite(norm + sum(terms.values())):
             self._give_up(step, terms, norm)
-        self.watch.look(depth.turns)
+        self.watch.look(depth)
         self.optimizer.step()
         self.optimizer.zero_grad()
         speed = tokens / (time.perf_counter() - began)

@@ -42,7 +42,8 @@ class LlamaAnatomy:
     ) -> Callable[[nn.Module, int], Callable[[Tensor], Tensor]]:
         """Mask by layer type, and one rotary embedding for all layers."""
         config = base.config
-        masks = create_masks_for_generate(config, embeds, mask, None, positions)
+        # positions are passed with a mask only: without one the library would look in them for packed documents
+        masks = create_masks_for_generate(config, embeds, mask, None, None if mask is None else positions)
         rotary = self.inner(base).rotary_emb(embeds, position_ids=positions)
 
         def call(layer: nn.Module, index: int) -> Callable[[Tensor], Tensor]:

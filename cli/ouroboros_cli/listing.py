@@ -1,0 +1,84 @@
+"""`ouro list-plugins` and `ouro describe`."""
+
+from __future__ import annotations
+
+import json as jsons
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ouroboros_core.contracts import Slot
+from ouroboros_core.errors import UserError
+from ouroboros_core.host import PluginHost, PluginRecord
+from ouroboros_core.options import Options
+
+
+def show_plugins(slot: str | None, *, third_party: bool, json: bool) -> None:
+    """Every plugin's parts; broken plugins with the cause."""
+    wanted = [_slot(slot)] if slot else list(Slot)
+    records = PluginHost.installed(third_party=third_party).records
+    if json:
+        print(jsons.dumps([_facts(record, wanted) for record in records], indent=2))
+        return
+    console = Console()
+    console.print(_parts_table(records, wanted))
+    for record in records:
+        if record.error:
+            console.print(
+                f"broken: {record.name} ({record.distribution} {record.version}): {record.cause}",
+                style="red", markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
+
+
+def show_part(slot: str, name: str, *, third_party: bool, json: bool) -> None:
+    """One part's options."""
+    part = PluginHost.installed(third_party=third_party).find(_slot(slot), name)
+    if json:
+        facts = {"slot": part.slot, "name": part.name, "summary": part.summary, "source": part.source}
+        print(jsons.dumps({**facts, "options": part.options.model_json_schema()}, indent=2))
+        return
+    console = Console()
+    console.print(f"[bold]{part.slot} {part.name}[/bold]", highlight=False)
+    console.print(part.summary + (f"\nSource: {part.source}" if part.source else ""), markup=False, highlight=False)
+    console.print(_options_table(part.options) if part.options.model_fields else "It has no options.")
+
+
+def _parts_table(records: list[PluginRecord], wanted: list[Slot]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="* what fills the slot when nothing is said")
+    for heading in ("slot", "part", "what it does", "from"):
+        table.add_column(heading, no_wrap=heading in ("slot", "part"))
+    for slot in wanted:
+        offers = [(record, part) for record in records for part in record.parts if part.slot == slot]
+        for row, (record, part) in enumerate(offers):
+            name = part.name + (" *" if part.default and record.builtin else "")
+            origin = "built in" if record.builtin else f"{record.distribution} {record.version}"
+            table.add_row("" if row else slot.value, name, part.summary, origin, end_section=row == len(offers) - 1)
+    return table
+
+
+def _options_table(options: type[Options]) -> Table:
+    table = Table("option", "type", "default", "what it does", box=box.SIMPLE_HEAD)
+    for name, field in options.model_fields.items():
+        kind = getattr(field.annotation, "__name__", None) if isinstance(field.annotation, type) else None
+        shown = (kind or str(field.annotation)).replace("typing.", "")
+        table.add_row(name, shown, str(field.default), field.description or "")
+    return table
+
+
+def _facts(record: PluginRecord, wanted: list[Slot]) -> dict[str, Any]:
+    parts = [
+        {"slot": part.slot, "name": part.name, "summary": part.summary, "source": part.source,
+         "default": part.default and record.builtin}
+        for part in record.parts
+        if part.slot in wanted
+    ]  # fmt: skip
+    plugin = {"name": record.name, "distribution": record.distribution, "version": record.version}
+    return {**plugin, "error": record.cause or None, "parts": parts}
+
+
+def _slot(name: str) -> Slot:
+    if name not in list(Slot):
+        raise UserError(f"no slot is called '{name}'. Slots: {', '.join(Slot)}")
+    return Slot(name)

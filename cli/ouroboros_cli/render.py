@@ -1,0 +1,74 @@
+"""What a person sees of a result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ouroboros_core.run import Outcome
+
+VALIDATION = "validation"
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """The table of a run, on stdout."""
+    console = Console()
+    found = outcome.evaluation
+    console.print(result_table(found))
+    console.print(_footnotes(found), highlight=False, markup=False)
+    console.print(f"written to {outcome.folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def result_table(found: dict[str, Any]) -> Table:
+    """Models by row: loss and recovered share of each held-out domain, parameters, speed."""
+    domains = {name: domain for name, domain in found["domains"].items() if name != VALIDATION}
+    table = Table(title=f"layers {found['split']}", box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
+    table.add_column("", min_width=12)
+    for name in domains:
+        table.add_column(f"{name}\nloss, nats", justify="right")
+        table.add_column("gap\nrecovered", justify="right")
+    for heading in ("train-\nable", "unique", "effec-\ntive", "tokens\n/s"):
+        table.add_column(heading, justify="right")
+    for model, count in found["parameters"].items():
+        cells = [cell for domain in domains.values() for cell in _judged(domain["models"][model])]
+        speed = max(domain["models"][model]["tokens_per_second"] for domain in domains.values())
+        numbers = [short(count[kind]) for kind in ("trainable", "unique", "effective")]
+        table.add_row(model, *cells, *numbers, f"{speed:,.0f}", end_section=False)
+    return table
+
+
+def short(count: float) -> str:
+    """1017024 as `1.02M`."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.0f}"
+
+
+def _judged(model: dict[str, Any]) -> tuple[str, str]:
+    loss, share = model["loss"], model["recovered"]
+    losses = f"{loss['value']:.3f}\n{_range(loss, '.2f')}"
+    return losses, f"{share['value']:.1%}\n{_range(share, '.0%')}" if share else ""
+
+
+def _range(told: dict[str, float | None], style: str) -> str:
+    low, high = told["low"], told["high"]
+    return "no interval" if low is None or high is None else f"{low:{style}} to {high:{style}}"
+
+
+def _footnotes(found: dict[str, Any]) -> str:
+    lines = []
+    for name, domain in found["domains"].items():
+        unit = "documents" if domain["documents"] > 1 else "blocks of 1,024 tokens"
+        what = f"{name}: {domain['tokens']:,} tokens in {domain['units']} {unit}"
+        if name == VALIDATION:
+            losses = ", ".join(f"{model} {one['loss']['value']:.3f}" for model, one in domain["models"].items())
+            what += f", to choose settings on: {losses}"
+        lines.append(what)
+    lines.append("Intervals: 95 % bootstrap over these units. Gap: what removing the layers cost.")
+    seconds = ", ".join(f"{name} {spent:.0f} s" for name, spent in found["seconds"].items())
+    lines.append(f"{seconds}; peak memory {found['peak_memory_bytes'] / 2**30:.1f} GiB")
+    return "\n".join(lines)

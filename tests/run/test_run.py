@@ -1,0 +1,158 @@
+"""The main job, whole, on a tiny base."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ouroboros_core.errors import UserError
+from ouroboros_core.evaluation import score
+from ouroboros_core.run import run
+from ouroboros_core.rundir import load_run, settings_of
+from ouroboros_core.training import parameter_groups
+
+GRID = [(m, g) for m in ("controller", "static", "none") for g in ("sigmoid", "none")]
+
+
+def test_a_run_leaves_a_folder_that_tells_everything(host, settings, listener):
+    outcome = run(settings(), host, listener)
+    names = {path.name for path in outcome.folder.iterdir()}
+    assert {"resolved.toml", "manifest.json", "metrics.jsonl", "parts.safetensors", "evaluation.json"} <= names
+    assert [json.loads(line)["step"] for line in (outcome.folder / "metrics.jsonl").open()] == [1, 2, 3, 4, 5, 6]
+    manifest = json.loads((outcome.folder / "manifest.json").read_text())
+    assert manifest["base"]["fingerprint"]
+    assert manifest["text"].keys() == {"train", "validation", "near"}
+    assert manifest["plugins"]["builtin"].startswith("ouroboros-core")
+
+
+def test_the_checks_are_told_before_training_and_after_the_third_step(host, settings, listener):
+    run(settings(), host, listener)
+    names = [check.name for check in listener.checks]
+    assert names == ["causality", "labels", "identity", "settings", "dead parameters"]
+    assert all(check.passed for check in listener.checks)
+
+
+def test_it_learns_and_the_share_says_so(host, settings, listener):
+    found = run(settings(train={"steps": 60, "lr": 0.01, "save_every": 60}), host, listener).evaluation
+    losses = [step.loss for step in listener.steps]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    models = found["domains"]["near"]["models"]
+    assert models["recursive, trained"]["loss"]["value"] < models["kept layers, untrained"]["loss"]["value"]
+
+
+def test_the_resolved_file_repeats_the_run_to_the_bit(host, settings):
+    first = run(settings(), host)
+    again = run(settings_of(first.folder, host), host)
+    one, two = load_file(first.folder / "parts.safetensors"), load_file(again.folder / "parts.safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert first.evaluation["domains"]["near"]["models"].keys() == again.evaluation["domains"]["near"]["models"].keys()
+
+
+@pytest.mark.parametrize(("modulator", "gate"), GRID)
+def test_every_modulator_and_gate_is_one_flag_away(host, settings, modulator, gate):
+    options = {} if modulator == "none" else {"rank": 4}
+    outcome = run(settings(modulator={"use": modulator, **options}, gate={"use": gate}), host)
+    assert outcome.evaluation["domains"]["near"]["models"]["recursive, trained"]["recovered"] is not None
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"splitter": {"use": "refine-last"}},
+        {"splitter": {"prelude": 1, "block": 2, "size": 2, "coda": 1}},
+        {"halter": {"use": "act"}, "objective": {"use": ["next-token", "ponder"]}},
+        {"objective": {"use": ["next-token", "distill"], "distill": {"weight": 0.5, "temperature": 2.0}}},
+        {"schedule": {"use": "choice", "turns": [1, 2, 3], "with_gradient": 2}},
+        {"adapter": {"use": "coda-lora", "rank": 2}},
+        {"adapter": {"use": ["coda-lora", "unfreeze"], "unfreeze": {"layers": 1}}},
+        {"modulator": {"use": ["controller", "static"], "controller": {"rank": 4}, "static": {"rank": 2}}},
+        {"modulator": {"pool": "prompt", "prompt": 4}},
+        {"loop": {"recompute": True}},
+        {"train": {"accumulate": 2}},
+        {"base": {"dtype": "bfloat16"}},
+    ],
+    ids=str,
+)
+def test_every_part_runs(host, settings, chosen):
+    outcome = run(settings(**chosen), host)
+    loaded = load_run(outcome.folder, host)
+    trained = load_file(outcome.folder / "parts.safetensors")
+    state = loaded.built.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
+
+
+def test_the_control_has_the_adapter_and_nothing_else(host, settings):
+    outcome = run(settings(eval={"control": True}, adapter={"use": "coda-lora"}), host)
+    assert (outcome.folder / "control" / "parts.safetensors").exists()
+    names = load_file(outcome.folder / "control" / "parts.safetensors").keys()
+    assert names
+    assert all("lora" in name for name in names)
+    shares = outcome.evaluation["domains"]["near"]["models"]
+    assert shares["control, trained"]["recovered"] is not None
+
+
+def test_a_control_with_nothing_to_train_is_the_kept_layers(host, settings, listener):
+    outcome = run(settings(eval={"control": True}), host, listener)
+    models = outcome.evaluation["domains"]["near"]["models"]
+    assert models["control, trained"]["loss"] == models["kept layers, untrained"]["loss"]
+    assert any("nothing to train" in note for note in listener.notes)
+
+
+def test_a_loaded_run_judges_as_the_run_did(host, settings):
+    outcome = run(settings(), host)
+    loaded = load_run(outcome.folder, host)
+    from ouroboros_core.run import read_text
+
+    near = read_text(loaded.settings, loaded.base).heldout[0]
+    again = score(loaded.built.model, near, 8, torch.device("cpu"))
+    told = outcome.evaluation["domains"]["near"]["models"]["recursive, trained"]["loss"]["value"]
+    assert again.nll.sum() / again.tokens.sum() == pytest.approx(told, abs=1e-9)
+
+
+def test_a_run_that_needs_more_disk_than_there_is_writes_nothing(host, settings, monkeypatch, tmp_path):
+    monkeypatch.setattr("ouroboros_core.files.shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000}))
+    with pytest.raises(UserError, match=r"the run needs .* MB of disk and 0 MB are free"):
+        run(settings(), host)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_leaves_no_folder(host, settings, tmp_path):
+    with pytest.raises(UserError, match="do not fit into 6 layers"):
+        run(settings(splitter={"prelude": 5, "coda": 5}), host)
+    with pytest.raises(UserError, match=r"make it a multiple of 3"):
+        run(settings(train={"accumulate": 3}), host)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(host, settings, monkeypatch, tmp_path):
+    from ouroboros_core.errors import CheckFailed
+    from ouroboros_plugins.objectives.next_token import NextToken
+
+    plain, calls = NextToken.__call__, []
+
+    def breaks_late(self, trace, labels):
+        calls.append(1)
+        loss = plain(self, trace, labels)
+        return loss * float("nan") if len(calls) > 5 else loss
+
+    monkeypatch.setattr(NextToken, "__call__", breaks_late)
+    with pytest.raises(CheckFailed, match=r"step \d: the loss or its gradient is not finite .* on blocks \[\["):
+        run(settings(), host)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert list((folder / "checkpoints").glob("step-*"))
+    assert not (folder / "parts.safetensors").exists()
+
+
+def test_only_matrices_are_decayed(host, settings, make):
+    model = make().model
+    decayed, spared = parameter_groups(model, 0.05)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert decayed["weight_decay"] == 0.05
+    assert spared["weight_decay"] == 0.0
+    assert {names[id(p)].split(".")[-1] for p in decayed["params"]} == {"weight"}
+    spared_names = {names[id(p)] for p in spared["params"]}
+    assert "loops.0.norm.scale.weight" in spared_names
+    assert "loops.0.modulator.step.weight" in spared_names
+    assert "loops.0.gate.open.bias" in spared_names
