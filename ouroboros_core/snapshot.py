@@ -23,14 +23,17 @@ MODEL, OPTIMIZER, RANDOM = "model.", "optimizer.", "random."
 
 
 def take(loss: nn.Module, optimizer: Any, step: int, accelerator: Accelerator) -> Checkpoint:
-    """Everything a run needs to go on after `step` as if nothing had happened. Called on every process."""
+    """Everything a run needs to go on after `step` as if nothing had happened.
+
+    Called on every process; the first one's answer is whole.
+    """
     whole = StateDictOptions(
         full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, flatten_optimizer_state_dict=True
     )
     trained = {name for name, p in accelerator.unwrap_model(loss).named_parameters() if p.requires_grad}
     state: Mapping[str, Any] = get_model_state_dict(loss, options=whole)
     moments: Mapping[str, Any] = get_optimizer_state_dict(loss, _plain(optimizer), options=whole)
-    tensors: dict[str, Tensor] = {MODEL + name: state[name] for name in sorted(trained)}
+    tensors: dict[str, Tensor] = {MODEL + name: state[name] for name in state if name in trained}
     tensors |= {OPTIMIZER + name: value for name, value in moments.items() if isinstance(value, Tensor)}
     facts = {name: value for name, value in moments.items() if not isinstance(value, Tensor)}
     for rank, states in enumerate(gather_object([_random_states()])):

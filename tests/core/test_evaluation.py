@@ -38,8 +38,14 @@ def test_the_resampled_losses_are_those_of_a_plain_bootstrap():
 
 def test_the_interval_leaves_a_fortieth_on_either_side():
     draws = np.random.default_rng(0).permutation(np.arange(1001.0))
-    found = interval(500.0, draws)
+    found = interval(500.0, draws, units=40)
     assert (found.value, found.low, found.high) == (500.0, 25.0, 975.0)
+
+
+def test_one_unit_cannot_be_resampled_and_has_no_interval():
+    some = compare(scores(units=1, intact=3.0, kept=5.0, model=4.0), 100, intact="intact", kept="kept")["model"]
+    assert (some["loss"]["low"], some["loss"]["high"]) == (None, None)
+    assert (some["recovered"]["low"], some["recovered"]["high"]) == (None, None)
 
 
 def test_intervals_cover_the_true_mean_about_nineteen_times_in_twenty():
@@ -47,7 +53,7 @@ def test_intervals_cover_the_true_mean_about_nineteen_times_in_twenty():
     for seed in range(200):
         draw = np.random.default_rng(1000 + seed)
         one = Score(draw.normal(3.0, 1.0, 60), np.ones(60), 1.0)
-        found = interval(0.0, resampled([one], 400)[0])
+        found = interval(0.0, resampled([one], 400)[0], units=60)
         covered += found.low <= 3.0 <= found.high
     assert 0.88 <= covered / 200 <= 0.99
 

@@ -9,14 +9,16 @@ from ouroboros_core.errors import CheckFailed
 from ouroboros_core.gradients import WATCHED_STEPS, GradientWatch
 from ouroboros_core.tables import TurnTable
 
+ONE = Depth.full(1)
 
-def watched(model, loss, turns=1, steps=WATCHED_STEPS, lr=0.1):
+
+def watched(model, loss, depth=ONE, steps=WATCHED_STEPS, lr=0.1):
     """Train for the watched steps and ask for the verdict."""
     watch = GradientWatch(model)
     for _ in range(steps):
         model.zero_grad()
         loss(model).backward()
-        watch.look(turns)
+        watch.look(depth)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.grad is not None:
@@ -87,16 +89,23 @@ def read_rows(turns):
 
 
 def test_rows_for_turns_that_are_never_trained_are_not_asked_for():
-    assert watched(TurnTable(64, 4, 2, fill=1.0), read_rows(4), turns=4).passed
+    assert watched(TurnTable(64, 4, 2, fill=1.0), read_rows(4), depth=Depth.full(4)).passed
 
 
 def test_rows_for_turns_that_were_not_drawn_yet_are_not_asked_for():
-    assert watched(TurnTable(64, 16, 2, fill=1.0), read_rows(4), turns=4).passed
+    assert watched(TurnTable(64, 16, 2, fill=1.0), read_rows(4), depth=Depth.full(4)).passed
 
 
 def test_a_row_of_a_turn_that_was_taken_must_move():
     with pytest.raises(CheckFailed, match=r"weight: 1 of 4 rows"):
-        watched(TurnTable(64, 4, 2, fill=1.0), lambda table: read_rows(3)(table) + 0 * table(3).sum(), turns=4)
+        watched(
+            TurnTable(64, 4, 2, fill=1.0), lambda table: read_rows(3)(table) + 0 * table(3).sum(), depth=Depth.full(4)
+        )
+
+
+def test_the_rows_of_the_last_turns_are_asked_for_where_they_alone_carry_gradient():
+    with pytest.raises(CheckFailed, match=r"weight: 1 of 2 rows"):
+        watched(TurnTable(64, 4, 2, fill=1.0), lambda table: table(2).sum() + 0 * table(3).sum(), depth=Depth(4, 2))
 
 
 def test_fewer_steps_than_are_watched_say_so():
@@ -109,13 +118,13 @@ def test_after_the_watched_steps_nothing_is_noted_any_more():
     watch = GradientWatch(net)
     for step in range(4):
         (net() + (net.extra.sum() if step == 3 else 0)).backward()
-        watch.look(1)
+        watch.look(ONE)
     with pytest.raises(CheckFailed, match="extra: all rows"):
         watch.verdict()
 
 
 def trained(model, ids, depth):
-    return watched(model, lambda m: m(ids, depth=depth).nll(ids).mean(), turns=depth.turns, lr=0.01)
+    return watched(model, lambda m: m(ids, depth=depth).nll(ids).mean(), depth=depth, lr=0.01)
 
 
 @pytest.mark.parametrize("halter", ["fixed", "act"])
@@ -131,6 +140,5 @@ def test_rows_of_turns_after_every_token_has_halted_are_not_asked_for(make, ids)
 
 
 def test_rows_of_turns_without_gradient_are_not_asked_for(make, ids):
-    """They are reached, and a step that truncates the gradient says beforehand that it will not move them."""
     model = make(loop={"turns": 4}, schedule={"with_gradient": 2}).model
     assert trained(model, ids, Depth(4, 2)).passed
