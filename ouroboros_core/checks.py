@@ -29,7 +29,7 @@ def causality(model: RecursiveLM, ids: Tensor, *, allowed: bool = False) -> Chec
     Trained parts are moved off their initial values for the moment, since a part that starts as nothing hides a leak.
 
     Raises:
-        CheckFailed: something moved, and that is not allowed.
+        CheckFailed: something moved, and that is not allowed; or the logits are not finite.
     """
     last = ids.shape[1] // 2
     changed = ids.clone()
@@ -37,6 +37,8 @@ def causality(model: RecursiveLM, ids: Tensor, *, allowed: bool = False) -> Chec
     with stirred(model.loops):
         before, after = model(ids), model(changed)
     moved = (after.logits().float() - before.logits().float()).abs()
+    if not moved.isfinite().all():
+        raise CheckFailed("the model's logits are not finite, whatever the tokens: a part or the base is broken")
     turned = (after.taken - before.taken).abs()[:, : last + 1].max().item()
     leak, most = moved[:, : last + 1].max().item(), moved.max().item()
     if leak <= LEAK * most and not turned:
@@ -116,7 +118,7 @@ def identity(model: RecursiveLM, null: Sequence[Parts], intact: HFModel, ids: Te
     stock = StockLM(truncated(model.anatomy, intact, order), model.anatomy)(ids).logits().float()
     difference = (ours - stock).abs().max().item()
     bound = ROUNDING * torch.finfo(model.dtype).eps * stock.abs().max().item()
-    if difference > bound:
+    if not difference <= bound:  # so that NaN fails too
         raise CheckFailed(
             f"with neutral parts the model is not its kept layers: logits differ by {difference:.2e}, and rounding "
             f"explains {bound:.1e}. The split, the adapter or the anatomy changes the base"

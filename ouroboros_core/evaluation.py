@@ -17,7 +17,10 @@ from ouroboros_core.losses import IGNORE
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % bootstrap interval: none where there is only one unit to resample."""
+    """An estimate and its 95 % bootstrap interval.
+
+    An end is None where it has no bound, and both are where there is only one unit to resample.
+    """
 
     value: float
     low: float | None
@@ -69,10 +72,9 @@ def resampled(scores: Sequence[Score], resamples: int) -> np.ndarray:
 
 def interval(value: float, draws: np.ndarray, units: int) -> Interval:
     """The percentile interval around a value."""
-    if units < 2:
-        return Interval(value, None, None)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
+    low = np.percentile(draws, 2.5, method="lower") if units > 1 else None
+    high = np.percentile(draws, 97.5, method="higher") if units > 1 else None
+    return Interval(value, *(None if end is None or not np.isfinite(end) else float(end) for end in (low, high)))
 
 
 def compare(scores: Mapping[str, Score], resamples: int, *, intact: str, kept: str) -> dict[str, dict[str, Any]]:

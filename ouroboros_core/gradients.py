@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ouroboros_core.contracts import Depth
 from ouroboros_core.errors import CheckFailed
 from ouroboros_core.reporting import CheckResult
 from ouroboros_core.tables import TurnTable
@@ -16,28 +15,32 @@ WATCHED_STEPS = 3  # a zero-initialised head hides the layers before it for one 
 class GradientWatch:
     """Watches which rows of the trainable parameters have had a gradient.
 
-    A row is one index of the first dimension. Rows of a `TurnTable` for turns that were not taken with gradient
-    cannot be reached, and are not asked for.
+    A row is one index of the first dimension. Rows of a `TurnTable` that no turn has read with gradient cannot be
+    reached, and are not asked for.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.tables = {id(m.weight): m for m in model.modules() if isinstance(m, TurnTable)}
+        tables = [module for module in model.modules() if isinstance(module, TurnTable)]
+        self.read: dict[int, set[int]] = {id(table.weight): set() for table in tables}  # rows, by parameter
+        self.hooks = [table.register_forward_hook(self._note_row) for table in tables]
         self.alive: dict[str, Tensor] = {}
         self.steps = 0
-        self.turns: set[int] = set()  # taken with gradient so far
 
-    def look(self, depth: Depth) -> None:
-        """Note the gradients of a step of this depth; after the last watched step, do nothing."""
+    def look(self) -> None:
+        """Note the gradients of a step; after the last watched step, do nothing."""
         if self.steps == WATCHED_STEPS:
             return
         self.steps += 1
-        self.turns |= set(range(depth.turns - depth.with_gradient, depth.turns))
         for name, parameter in self.parameters.items():
             rows = len(parameter) if parameter.ndim else 1
             if parameter.grad is not None:
                 moved = parameter.grad.detach().reshape(rows, -1).ne(0).any(-1)
                 self.alive[name] = self.alive.get(name, torch.zeros_like(moved)) | moved
+
+        if self.steps == WATCHED_STEPS:
+            for hook in self.hooks:
+                hook.remove()
 
     def verdict(self) -> CheckResult:
         """The result, when the watched steps are over.
@@ -62,7 +65,10 @@ class GradientWatch:
         rows = len(parameter) if parameter.ndim else 1
         if name not in self.alive:
             return "all rows"
-        table = self.tables.get(id(parameter))
-        reachable = sorted({min(turn, table.trained - 1) for turn in self.turns}) if table else range(rows)
-        dead = int((~self.alive[name][list(reachable)]).sum())
+        reachable = sorted(self.read.get(id(parameter), range(rows)))
+        dead = int((~self.alive[name][reachable]).sum())
         return f"{dead} of {len(reachable)} rows" if dead else ""
+
+    def _note_row(self, table: TurnTable, args: tuple[int], row: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self.read[id(table.weight)].add(table.row(*args))

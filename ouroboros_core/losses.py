@@ -32,8 +32,9 @@ def token_kl(hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor
     """KL(teacher || student) of each token's next-token distribution at a temperature, times its square.
 
     hidden, teacher (B, T, D); heads (V, D) -> (B, T) float32, nats. The square keeps the gradient's size (Hinton
-    2015). Chunks of rows are recomputed in the backward pass.
+    2015). Chunks of rows are recomputed in the backward pass. The teacher gets no gradient.
     """
+    teacher, teacher_head = teacher.detach(), teacher_head.detach()
 
     def chunk(rows: Tensor, teacher_rows: Tensor) -> Tensor:
         ours = F.log_softmax(F.linear(rows, head).float() / temperature, dim=-1)

@@ -110,9 +110,12 @@ def applied(taps: Taps, ops: Ops) -> Iterator[None]:
 
     Raises:
         KeyError: an op names a linear that the block does not have.
+        TypeError: a low-rank op on the state, which is no linear.
     """
     if unknown := ops.keys() - taps.keys():
         raise KeyError(f"the modulator names {sorted(unknown)}; the block has {sorted(taps)}")
+    if any(isinstance(op, LowRank) for op in ops.get(STATE, ())):
+        raise TypeError("the modulator puts a low-rank op on the state: it takes Add and Scale; LowRank is for linears")
     for name, these in ops.items():
         taps[name].ops = these
     try:

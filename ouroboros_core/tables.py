@@ -25,6 +25,10 @@ class TurnTable(nn.Module):
         self.trained = trained
         self.weight = nn.Parameter(torch.full((rows, *shape), fill))
 
-    def forward(self, index: int) -> Tensor:  # -> shape
-        """The row of a turn."""
-        return self.weight[min(index, self.trained - 1)]
+    def row(self, turn: int) -> int:
+        """The row that a turn reads."""
+        return min(turn, self.trained - 1)
+
+    def forward(self, turn: int) -> Tensor:  # -> shape
+        """What a turn reads."""
+        return self.weight[self.row(turn)]

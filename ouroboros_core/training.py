@@ -123,7 +123,7 @@ class Training:
         norm = float(self.accelerator.clip_grad_norm_(self.loss.parameters(), self.clip))
         if not math.isfinite(norm + sum(terms.values())):
             self._give_up(step, terms, norm)
-        self.watch.look(depth)
+        self.watch.look()
         self.optimizer.step()
         self.optimizer.zero_grad()
         speed = tokens / (time.perf_counter() - began)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,6 @@ SHORT: dict[str, tuple[str, type, str]] = {
     "control": ("eval.control", bool, "also train the control, which has no recursion"),
     "allow-leak": ("run.allow_leak", bool, "let parts see later tokens"),
 }
-LayersOf = list[dict[str, Any]]
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -37,7 +36,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def with_flags(**given: Any) -> None:
         mine = {p.name: given.pop(p.name) for p in own}
-        command(layers=_Layers(given), **mine)
+        command(layers=Layers(given), **mine)
 
     parameters = [*shared, *own]
     with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -45,7 +44,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return with_flags
 
 
-class _Layers:
+class Layers:
     """The flags as given; `read` turns them into layers, which needs the core."""
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -56,7 +55,7 @@ class _Layers:
         """Nothing was said."""
         return not any(self.given.values())
 
-    def read(self) -> LayersOf:
+    def read(self) -> list[Mapping[str, Any]]:
         """File < slot flags < short flags < `--set`."""
         from ouroboros_core.resolve import assignment, read_file
 
@@ -67,10 +66,7 @@ class _Layers:
             table, key = path.split(".")
             if (value := self.given[name.replace("-", "_")]) is not None:
                 short.append({table: {key: value}})
-        return [*file, *slots, *short, *(dict(assignment(text)) for text in self.given["settings"])]
-
-
-Layers = _Layers
+        return [*file, *slots, *short, *(assignment(text) for text in self.given["settings"])]
 
 
 def _names(text: str) -> str | list[str]:

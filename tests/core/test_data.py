@@ -76,7 +76,7 @@ def test_without_an_end_token_documents_follow_each_other():
 
 
 def test_too_little_text_for_one_sequence_is_refused():
-    with pytest.raises(UserError, match="data here holds 3 tokens to train on: fewer than one sequence of 8"):
+    with pytest.raises(UserError, match="data here holds 3 tokens to train on: one sequence takes 9"):
         pack([[5, 6]], 8, END, "here")
 
 
@@ -224,7 +224,7 @@ def test_a_source_too_small_to_keep_some_apart_is_judged_on_other_text(text):
 
 
 def test_too_little_text_to_train_on_is_refused_by_the_name_of_its_source(text):
-    with pytest.raises(UserError, match=r"data source holds .* fewer than one sequence of 5000"):
+    with pytest.raises(UserError, match=r"data source holds .* one sequence takes 5001"):
         text(sentences(3, words=2), length=5000)
 
 

@@ -79,7 +79,8 @@ def test_a_share_is_the_part_of_the_gap_that_was_closed_with_a_paired_interval()
     intact, kept, model = (one.nll.sum() / one.tokens.sum() for one in some.values())
     assert found["value"] == pytest.approx((kept - model) / (kept - intact))
     i, k, m = (np.array(draws) for draws in plain_draws(list(some.values()), 300))
-    low, high = np.percentile((k - m) / (k - i), [2.5, 97.5])
+    shares = sorted((k - m) / (k - i))
+    low, high = shares[int(0.025 * 299)], shares[int(0.975 * 299) + 1]
     assert (found["low"], found["high"]) == pytest.approx((low, high))
 
 
@@ -107,7 +108,7 @@ def test_an_interval_is_numbers_even_where_some_resamples_lost_nothing():
     some = {name: Score(np.array(values, float), tokens, 1.0) for name, values in nll.items()}
     share = compare(some, 500, intact="intact", kept="kept")["model"]["recovered"]
     json.dumps(share, allow_nan=False)  # unbounded is written as null, never as NaN or Infinity
-    assert share["value"] == pytest.approx(36 / 59)
+    assert share["value"] == pytest.approx(35 / 59)
 
 
 class Fixed(nn.Module):

@@ -18,7 +18,7 @@ def watched(model, loss, depth=ONE, steps=WATCHED_STEPS, lr=0.1):
     for _ in range(steps):
         model.zero_grad()
         loss(model).backward()
-        watch.look(depth)
+        watch.look()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.grad is not None:
@@ -118,7 +118,7 @@ def test_after_the_watched_steps_nothing_is_noted_any_more():
     watch = GradientWatch(net)
     for step in range(4):
         (net() + (net.extra.sum() if step == 3 else 0)).backward()
-        watch.look(ONE)
+        watch.look()
     with pytest.raises(CheckFailed, match="extra: all rows"):
         watch.verdict()
 

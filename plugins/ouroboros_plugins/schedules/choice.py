@@ -2,17 +2,20 @@
 
 import random
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field
 
 from ouroboros_core.contracts import Depth
 from ouroboros_core.options import Options
 
+Turns = Annotated[int, Field(ge=1)]
+
 
 class ChoiceOptions(Options):
     """A number of turns drawn for each step."""
 
-    turns: list[int] = Field([4, 8, 16], min_length=1, description="the numbers of turns drawn from, each as likely")
+    turns: list[Turns] = Field([4, 8, 16], min_length=1, description="the numbers of turns drawn from, each as likely")
     with_gradient: int | None = Field(None, ge=1, description="the last so many turns carry gradient; None: all")
 
 

@@ -43,8 +43,8 @@ class PreludeRecurrentCoda:
         first_of_coda = facts.layers - coda
         if not prelude <= block <= block + self.size <= first_of_coda:
             raise UserError(
-                f"splitter: prelude 0-{prelude - 1}, block {block}-{block + self.size - 1} and coda from "
-                f"{first_of_coda} do not fit into {facts.layers} layers without overlap: make one of them smaller"
+                f"splitter: prelude={prelude}, block={block}, size={self.size} and coda={coda} do not fit into "
+                f"{facts.layers} layers without overlap: make one of them smaller"
             )
         kept = Segment(tuple(range(prelude))), Segment(tuple(range(block, block + self.size)), looped=True)
         segments = (*kept, Segment(tuple(range(first_of_coda, facts.layers))))
