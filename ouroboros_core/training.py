@@ -92,6 +92,7 @@ class Training:
             UserError: the disk is full, or a checkpoint is damaged.
         """
         start = self._resume()
+        self.loss.train()
         with interruptible() as interrupted:
             for step in range(start, self.steps):
                 progress = self._step(step)

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-SLOTS = ("splitter", "entry", "modulator", "gate", "norm", "halter", "schedule", "objective", "adapter")
+from ouroboros_core.contracts import Slot
+
 SHORT: dict[str, tuple[str, type, str]] = {
     "base": ("base.name", str, "pretrained model: a known name, a Hugging Face id, a folder, a GGUF file"),
     "turns": ("loop.turns", int, "turns of the loop"),
@@ -31,7 +32,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """
     declared = inspect.signature(command, eval_str=True).parameters.values()
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in declared if p.name != "layers"]
-    shared = [*_file(), *(_slot(slot) for slot in SLOTS), *(_short(name) for name in SHORT), _set()]
+    shared = [*_file(), *(_slot(slot) for slot in Slot), *(_short(name) for name in SHORT), _set()]
 
     @wraps(command)
     def with_flags(**given: Any) -> None:
@@ -60,7 +61,7 @@ class Layers:
         from ouroboros_core.resolve import assignment, read_file
 
         file = [read_file(self.given["file"])] if self.given["file"] else []
-        slots = [{slot: {"use": _names(self.given[slot])}} for slot in SLOTS if self.given[slot]]
+        slots = [{slot: {"use": _names(self.given[slot])}} for slot in Slot if self.given[slot]]
         short = []
         for name, (path, _, _) in SHORT.items():
             table, key = path.split(".")
@@ -81,12 +82,10 @@ def _file() -> list[inspect.Parameter]:
     return [_parameter("file", annotation, None)]
 
 
-def _slot(slot: str) -> inspect.Parameter:
-    help_text = f"part for the {slot} slot" + (
-        "; several as a,b" if slot in ("modulator", "objective", "adapter") else ""
-    )
+def _slot(slot: Slot) -> inspect.Parameter:
+    help_text = f"part for the {slot} slot" + ("; several as a,b" if slot.takes_many else "")
     option = typer.Option(f"--{slot}", help=help_text, rich_help_panel="Parts", show_default=False)
-    return _parameter(slot, Annotated[str | None, option], None)
+    return _parameter(slot.value, Annotated[str | None, option], None)
 
 
 def _short(name: str) -> inspect.Parameter:

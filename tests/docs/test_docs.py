@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ouroboros_cli.flags import SHORT, SLOTS
+from ouroboros_cli.flags import SHORT
 from ouroboros_core import accounting, loop, pretrained
 from ouroboros_core.build import build
 from ouroboros_core.contracts import Part, Slot
@@ -92,7 +92,7 @@ def test_every_option_of_every_built_in_part_is_listed_with_its_default():
 def test_every_flag_for_a_setting_is_listed_with_its_key():
     listed = {row[0]: row[1] for row in rows("settings.md") if re.match(r"--\w", row[0])}
     assert listed == {f"--{name}": path for name, (path, _, _) in SHORT.items()}
-    assert all(f"`--{slot}`" in text("settings.md") for slot in SLOTS)
+    assert all(f"`--{slot}`" in text("settings.md") for slot in Slot)
 
 
 @pytest.mark.parametrize("name", [name for name in vars(Hooks) if name.startswith("ouroboros_")])

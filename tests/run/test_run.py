@@ -145,6 +145,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(host, 
     assert not (folder / "parts.safetensors").exists()
 
 
+def test_dropout_is_on_in_training_and_off_in_judgement(host, settings, listener):
+    lora = {"use": "coda-lora", "rank": 2}
+    dropped = run(settings(adapter={**lora, "dropout": 0.5}), host, listener)
+    plain = run(settings(adapter=lora), host)
+    losses = [[json.loads(line)["loss"] for line in (o.folder / "metrics.jsonl").open()] for o in (dropped, plain)]
+    assert losses[0][0] == losses[1][0]  # the update starts as nothing, dropped or not
+    assert losses[0][1:] != losses[1][1:]
+    assert not load_run(dropped.folder, host).built.model.training
+
+
 def test_only_matrices_are_decayed(host, settings, make):
     model = make().model
     decayed, spared = parameter_groups(model, 0.05)
