@@ -57,16 +57,16 @@ class LoopSettings(Options):
 class TrainSettings(Options):
     """The training run. Steps are optimiser steps."""
 
-    steps: int = Field(300, ge=1, description="optimiser steps")
-    batch: int = Field(2, ge=1, description="sequences of one step, over all processes and micro-steps")
+    steps: int = Field(600, ge=1, description="optimiser steps")
+    batch: int = Field(1, ge=1, description="sequences of one step, over all processes and micro-steps")
     accumulate: int = Field(1, ge=1, description="micro-steps of one optimiser step")
-    lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
+    lr: float = Field(4e-3, gt=0, description="peak learning rate of AdamW")
     warmup: int = Field(20, ge=0, description="steps of linear warm-up; a cosine to zero follows")
     weight_decay: float = Field(0.05, ge=0, description="on matrices; biases, norms and rows by turn are not decayed")
     betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="of AdamW")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     seed: int = Field(0, ge=0, description="of initial values, order of the text and depth")
-    save_every: int = Field(100, ge=1, description="steps between checkpoints")
+    save_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")
 
 
