@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ouroboros_core.contracts import Depth
-from ouroboros_core.model import RecursiveLM
+from ouroboros_core.model import RecursiveLM, StockLM
+from ouroboros_core.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,15 @@ class Parameters:
     trainable: int
     unique: int  # everything stored, frozen bases included
     effective: int  # as if every turn had layers of its own
+
+
+@dataclass(frozen=True)
+class Operations:
+    """For one token."""
+
+    forward_flops: int
+    train_flops: int | None  # forward, loss and backward; None where nothing learns. A teacher is not counted
+    kv_bytes: int
 
 
 def parameters(model: nn.Module) -> Parameters:
@@ -55,23 +65,52 @@ def by_component(model: RecursiveLM) -> list[tuple[str, int, int]]:
     ]
 
 
-def flops_per_token(model: RecursiveLM, turns: int, length: int) -> int:
+def operations(model: RecursiveLM | StockLM, length: int) -> Operations:
+    """What a model does for a token of a sequence of this length, at the turns it takes in evaluation."""
+    depth = Depth.full(model.turns) if isinstance(model, RecursiveLM) else None
+    learns = any(p.requires_grad for p in model.parameters())
+    return Operations(
+        forward_flops=flops_per_token(model, length, depth),
+        train_flops=train_flops_per_token(model, length, depth) if learns else None,
+        kv_bytes=kv_bytes_per_token(model),
+    )
+
+
+def flops_per_token(model: nn.Module, length: int, depth: Depth | None = None) -> int:
     """Forward operations a token of a sequence of this length, counted by torch on the operations themselves."""
-    ids = torch.zeros(1, length, dtype=torch.long, device=next(model.parameters()).device)
     with _counted() as counter:  # not under no_grad, where torch's counter asserts
-        model(ids, depth=Depth.full(turns)).logits()
+        _trace(model, length, depth).logits()
     return counter.get_total_flops() // length
 
 
-def train_flops_per_token(model: RecursiveLM, depth: Depth, length: int) -> int:
+def train_flops_per_token(model: nn.Module, length: int, depth: Depth | None = None) -> int:
     """Operations a token of a training step: forward, loss and backward through what learns."""
-    ids = torch.zeros(1, length, dtype=torch.long, device=next(model.parameters()).device)
     with _counted() as counter:
-        loss = model(ids, depth=depth).nll(ids).sum()
-        if loss.requires_grad:
-            loss.backward()
+        labels = _tokens(model, length)
+        _trace(model, length, depth).nll(labels).sum().backward()
     model.zero_grad()
     return counter.get_total_flops() // length
+
+
+def kv_bytes_per_token(model: RecursiveLM | StockLM) -> int:
+    """Keys and values of one token, with a cache slot for each layer of each turn."""
+    config, dtype = model.base.config, model.anatomy.head(model.base).weight.dtype
+    runs = config.num_hidden_layers
+    if isinstance(model, RecursiveLM):
+        runs = sum(len(s.layers) * (model.turns if s.looped else 1) for s in model.split.segments)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * runs * heads * width * dtype.itemsize)
+
+
+def _tokens(model: nn.Module, length: int) -> torch.Tensor:
+    return torch.zeros(1, length, dtype=torch.long, device=next(model.parameters()).device)
+
+
+def _trace(model: nn.Module, length: int, depth: Depth | None) -> Trace:
+    ids = _tokens(model, length)
+    trace: Trace = model(ids) if depth is None else model(ids, depth=depth)
+    return trace
 
 
 @contextmanager
@@ -79,15 +118,6 @@ def _counted() -> Iterator[FlopCounterMode]:
     """torch's counter, over attention written out: it does not know every fused kernel."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         yield counter
-
-
-def kv_bytes_per_token(model: RecursiveLM) -> int:
-    """Keys and values of one token, with a cache slot for each layer of each turn."""
-    runs = sum(len(s.layers) * (model.turns if s.looped else 1) for s in model.split.segments)
-    config = model.base.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * runs * heads * width * model.dtype.itemsize)
 
 
 def _bases(module: nn.Module) -> list[torch.Tensor]:

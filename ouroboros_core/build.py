@@ -75,7 +75,10 @@ def build(settings: Settings, host: PluginHost, intact: HFModel, *, fill_bases: 
         )  # fmt: skip
         for choice in settings.parts[Slot.ADAPTER]:
             _make(choice, facts[0])(model)
-    objectives = {choice.part.name: _make(choice, facts[0]) for choice in settings.parts[Slot.OBJECTIVE]}
+    for parameter in model.parameters():  # an adapter's may be of the base's dtype, which loses small updates
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    objectives = {choice.name: _make(choice, facts[0]) for choice in settings.parts[Slot.OBJECTIVE]}
     return Built(model, schedule, objectives, facts)
 
 

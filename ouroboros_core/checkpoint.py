@@ -33,7 +33,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written; earlier checkpoints are untouched.
     """
-    with written_aside(folder / f"step-{step:06d}") as aside:
+    with written_aside(folder / f"step-{step:06d}", replace=True) as aside:
         write(aside, checkpoint)
     for old in stored(folder)[:-keep]:
         shutil.rmtree(old)

@@ -17,7 +17,7 @@ from ouroboros_core.errors import UserError
 from ouroboros_core.losses import IGNORE
 from ouroboros_core.settings import DataSettings
 
-UNIT = 1024  # tokens of the blocks that stand for documents where a domain is one book
+UNIT = 1024  # tokens of the blocks that stand for documents where a domain is one book; longer rows are blocks
 NEAR = "near"  # the training source's own held-out documents
 ROLES = ("train", "validation", NEAR)
 
@@ -28,8 +28,9 @@ class Domain:
 
     name: str
     blocks: Tensor  # (N, length + 1) token ids; IGNORE behind the end of a document
-    unit: Tensor  # (N,) the document, or block of 1,024 tokens within one, that each row belongs to
+    unit: Tensor  # (N,) from 0: the document, or block of tokens within the only one, that each row belongs to
     documents: int
+    units: str  # what the units are
 
     @property
     def tokens(self) -> int:
@@ -70,6 +71,8 @@ def prepare(
     characters = 6 * (train_tokens + heldout_tokens + validation_tokens)
     documents = corpus.with_roles(corpus.read(data.train, data, characters), data)
     of = {role: [d for d in documents if d.role == role] for role in ROLES}
+    if taken := [name for name in data.heldout if name in ("train", "validation")]:
+        raise UserError(f"data.heldout: '{taken[0]}' means a part of the training source; give the source by its path")
     held = {name: of[NEAR] if name == NEAR else corpus.read(name, data, 6 * heldout_tokens) for name in data.heldout}
     _must_be_apart(of["train"], held)
     if NEAR in data.heldout and not of[NEAR]:
@@ -77,11 +80,14 @@ def prepare(
             f"data {data.train} is {len(documents)} document(s): too few to keep some apart. Give it as more files, "
             'or name other held-out text: --set data.heldout=["file.txt"]'
         )
+    heldout = [_domain(name, these, tokenizer, data.length, heldout_tokens) for name, these in held.items()]
+    if empty := [domain.name for domain in heldout if not domain.tokens]:
+        raise UserError(f"held-out text '{empty[0]}' holds fewer than two tokens: nothing can be judged on it")
     validation = _domain("validation", of["validation"], tokenizer, data.length, validation_tokens)
     return Text(
         train=pack(_tokens(of["train"], tokenizer), data.length, tokenizer.eos_token_id, data.train),
         validation=validation if validation.tokens else None,
-        heldout=[_domain(name, these, tokenizer, data.length, heldout_tokens) for name, these in held.items()],
+        heldout=heldout,
         fingerprint={name: _fingerprint(these) for name, these in {**held, **of}.items() if these},
     )
 
@@ -123,14 +129,16 @@ def _domain(name: str, documents: Sequence[Document], tokenizer: Any, length: in
     """The first tokens of each document, an even share of `most`, in rows that never cross documents."""
     documents = documents[: max(1, most // length)]  # so that each has room for a row
     rows, units = [], []
-    share = most // max(1, len(documents))
+    share, size = most // max(1, len(documents)), max(UNIT, length)
     for number, tokens in enumerate(_tokens(documents, tokenizer)):
         for start in range(0, min(len(tokens) - 1, share), length):
             row = tokens[start : min(start + length, share) + 1]
             rows.append(row + [IGNORE] * (length + 1 - len(row)))
-            units.append(number if len(documents) > 1 else start // UNIT)
+            units.append(number if len(documents) > 1 else start // size)
     blocks = torch.tensor(rows, dtype=torch.long).view(-1, length + 1)
-    return Domain(name, blocks, torch.tensor(units, dtype=torch.long), len(documents))
+    unit = torch.tensor(units, dtype=torch.long).unique(return_inverse=True)[1]
+    called = "documents" if len(documents) > 1 else f"blocks of {size:,} tokens"
+    return Domain(name, blocks, unit, len(documents), called)
 
 
 def _must_be_apart(train: Sequence[Document], others: Mapping[str, Sequence[Document]]) -> None:

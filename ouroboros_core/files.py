@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,28 +17,32 @@ from ouroboros_core.errors import UserError
 
 
 @contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
+def written_aside(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder to write into; it becomes `target` when the scope ends well, and vanishes when it does not.
 
+    Args:
+        replace: whether a `target` that is there already is replaced.
+
     Raises:
+        FileExistsError: there is a `target`, and it is not to be replaced.
         UserError: the disk is full, or the place cannot be written.
     """
-    aside: Path | None = None
+    aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        aside.mkdir(parents=True)
         yield aside
         for path in [*aside.rglob("*"), aside]:
             _sync(path)
-        if target.exists():
+        if replace and target.exists():
             shutil.rmtree(target)
-        aside.rename(target)
+        aside.rename(target)  # fails if somebody else has made it meanwhile
         _sync(target.parent)
     except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in (errno.EEXIST, errno.ENOTEMPTY):
+            raise FileExistsError(target) from error
         raise _explained(error, target) from error
     finally:
-        if aside and aside.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write(target: Path, text: str) -> None:

@@ -43,6 +43,7 @@ class Judge:
                 "tokens": domain.tokens,
                 "documents": domain.documents,
                 "units": int(domain.unit.max()) + 1,
+                "unit": domain.units,
                 "models": compare(self.scores[domain.name], self.resamples, intact=INTACT, kept=KEPT),
             }
             for domain in self.domains

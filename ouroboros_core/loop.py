@@ -74,22 +74,23 @@ def loop(
     running = torch.ones_like(tokens.mask)
     spent = torch.zeros_like(tokens.mask, dtype=torch.float32)
     taken, remainder = torch.zeros_like(spent), torch.zeros_like(spent)
-    state, read = prelude, torch.zeros_like(prelude)
+    state, read = prelude, torch.zeros_like(prelude, dtype=torch.float32)
+    first_with_gradient = depth.turns - depth.with_gradient
     for index in range(depth.turns):
         now = Turn(index, index == depth.turns - 1, tokens.positions, tokens.mask, spent, seed)
         if index == 0:
             state = parts.entry.start(prelude, now)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and index >= depth.turns - depth.with_gradient):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and index >= first_with_gradient):
             state, halt = one_turn(state, prelude, running, now, block, taps, parts)
             taken = taken + running
             if halt.weight is None:
                 read = state
             else:
                 weight = halt.weight * running
-                read = read + weight[..., None].to(state.dtype) * state
+                read = read + weight[..., None] * state
                 spent = spent + weight
                 remainder = torch.where(running & halt.stop, weight, remainder)
         running = running & ~halt.stop
-        if parts.halter.adaptive and not running.any():
+        if parts.halter.adaptive and index >= first_with_gradient and not running.any():
             break
-    return Visit(read, taken, remainder)
+    return Visit(read.to(prelude.dtype), taken, remainder)

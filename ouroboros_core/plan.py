@@ -45,12 +45,12 @@ def plan(settings: Settings, host: PluginHost) -> dict[str, Any]:
         "turns": {"evaluation": settings.loop.turns, "training, at most": built.schedule.most},
         "flops_per_token": {
             "length": settings.data.length,
-            "forward": flops_per_token(model, settings.loop.turns, settings.data.length),
-            "train step": train_flops_per_token(model, Depth.full(built.schedule.most), settings.data.length),
+            "forward": flops_per_token(model, settings.data.length),
+            "train step": train_flops_per_token(model, settings.data.length, Depth.full(built.schedule.most)),
         },
         "kv_bytes_per_token": kv_bytes_per_token(model),
         "memory_bytes": {
-            "weights": (count.unique - count.trainable) * itemsize + 4 * count.trainable,
+            "weights of the recursive model": (count.unique - count.trainable) * itemsize + 4 * count.trainable,
             "gradients and optimiser": 12 * count.trainable,
             "saved with the run": sum(t.numel() * t.element_size() for t in own_tensors(model).values()),
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -50,7 +50,7 @@ class Pretrained:
 
     model: HFModel
     tokenizer: Any
-    fingerprint: str  # changes when the weights do
+    fingerprint: str  # of names, shapes and a sample of the weights
 
 
 def load(base: BaseSettings) -> Pretrained:
@@ -64,7 +64,11 @@ def load(base: BaseSettings) -> Pretrained:
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
         if "gguf_file" in extra:  # or the model is marked quantised: untrainable, and refuses to be saved
             extra["quantization_config"] = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, base.dtype), **extra)
+        model, told = AutoModelForCausalLM.from_pretrained(
+            place, dtype=getattr(torch, base.dtype), output_loading_info=True, **extra
+        )
+    if absent := sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]):
+        raise UserError(f"base {base.name} is no whole model: {len(absent)} weights are missing, first {absent[0]}")
     model.requires_grad_(False).eval()
     return Pretrained(model, tokenizer, fingerprint(model))
 
@@ -131,9 +135,11 @@ def _converted(packaged: Packaged) -> Path:
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=packaged.file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
-    with written_aside(folder) as aside:
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=packaged.file)
+    # another process may be quicker: the same package gives the same folder
+    with suppress(FileExistsError), written_aside(folder) as aside:
         model.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(source, gguf_file=packaged.file).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
     return folder
 
 
@@ -154,7 +160,7 @@ def _explained(name: str) -> Iterator[None]:
     """The library's errors in one line of ours."""
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "AutoModelForCausalLM" in str(error) or "Unrecognized" in first or "does not recognize" in first:
             raise UserError(

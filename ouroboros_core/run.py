@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 
 from ouroboros_core import checks, pretrained, rundir
-from ouroboros_core.accounting import parameters
+from ouroboros_core.accounting import operations, parameters
 from ouroboros_core.anatomy import truncated
 from ouroboros_core.build import Built, build, control_settings, null_parts, refuse_leaks
 from ouroboros_core.data import Text, align, prepare
@@ -25,7 +25,7 @@ from ouroboros_core.errors import Interrupted, UserError
 from ouroboros_core.files import need_room
 from ouroboros_core.host import PluginHost
 from ouroboros_core.judge import CONTROL, INTACT, KEPT, TRAINED, Judge
-from ouroboros_core.model import StockLM
+from ouroboros_core.model import RecursiveLM, StockLM
 from ouroboros_core.pretrained import Pretrained
 from ouroboros_core.reporting import Reporter, Silent
 from ouroboros_core.settings import Settings
@@ -66,7 +66,7 @@ def run(
         job.train()
         return job.judge()
     except (Interrupted, KeyboardInterrupt) as stopped:
-        raise Interrupted(f"{stopped or 'stopped'}. Go on with: ouro run --resume {job.folder}") from None
+        raise Interrupted(f"{str(stopped) or 'stopped'}. Go on with: ouro run --resume {job.folder}") from None
 
 
 class Job:
@@ -77,7 +77,7 @@ class Job:
         self.accelerator = accelerator_for(settings.base.device)
         self.reporter = reporter if self.accelerator.is_main_process else Silent()
         self.seconds: dict[str, float] = {}
-        fresh = rundir.new_folder(settings)
+        fresh = rundir.new_name(settings)
         self.resumed, self.folder = bool(resume), resume or fresh
         with self.stage("load the base model"):
             self.base = pretrained.load(settings.base)
@@ -88,7 +88,7 @@ class Job:
         with self.stage("build the recursive model"):
             self.built = build(settings, host, self.base.model)
             self.control = self._control() if settings.eval.control else None
-        self.training = self._training(self.built, self.folder)
+        self.training = self._training(self.built)
         self.judgement = Judge(settings.eval, self.text, self.accelerator.device, self.reporter)
         need_room(self.folder, room(self.built, settings.train.keep) * (2 if self.control else 1))
 
@@ -121,21 +121,16 @@ class Job:
         if self.resumed:
             must_be_same(self.folder, facts)
         elif self.accelerator.is_main_process:
-            rundir.begin(self.folder, self.settings, facts)
-        self.accelerator.wait_for_everyone()
+            self.folder = rundir.begin(self.folder, self.settings, facts)
+        (self.folder,) = broadcast_object_list([self.folder])  # every process in the folder that the first one made
 
     def train(self) -> None:
         """Train the model, and the control if there is one. What is finished already is loaded."""
         with self.stage("train"):
-            self._finish(self.training)
+            self._finish(self.training, self.folder)
         if self.control:
             with self.stage("train the control"):
-                if any(p.requires_grad for p in self.control.model.parameters()):
-                    self._finish(self._training(self.control, self.folder / "control"))
-                else:
-                    self.reporter.note(
-                        "the control has nothing to train (no adapter): it is the kept layers, untrained"
-                    )
+                self._finish(self._training(self.control), self.folder / "control")
 
     def judge(self) -> Outcome:
         """Let every model read the held-out text, and write down what was found."""
@@ -147,6 +142,7 @@ class Job:
         evaluation = {
             "domains": domains,
             "parameters": {name: asdict(parameters(model)) for name, model in models.items()},
+            "per_token": {name: asdict(operations(model, self.settings.data.length)) for name, model in models.items()},
             "split": self.built.model.split.drawn(self.settings.loop.turns),
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory(),
@@ -155,11 +151,15 @@ class Job:
             rundir.write_json(self.folder / rundir.EVALUATION, evaluation)
         return Outcome(self.folder, evaluation, self.accelerator.is_main_process)
 
-    def models(self) -> dict[str, nn.Module]:
+    def models(self) -> dict[str, RecursiveLM | StockLM]:
         """What is compared, by name."""
         anatomy, split = self.built.model.anatomy, self.built.model.split
         short = truncated(anatomy, self.base.model, [i for segment in split.segments for i in segment.layers])
-        found = {INTACT: self.stock, KEPT: StockLM(short, anatomy), TRAINED: self.built.model}
+        found: dict[str, RecursiveLM | StockLM] = {
+            INTACT: self.stock,
+            KEPT: StockLM(short, anatomy),
+            TRAINED: self.built.model,
+        }
         return found | ({CONTROL: self.control.model} if self.control else {})
 
     @contextmanager
@@ -171,21 +171,26 @@ class Job:
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
     def _control(self) -> Built:
-        return build(control_settings(self.settings, self.host), self.host, self.base.model)
+        built = build(control_settings(self.settings, self.host), self.host, self.base.model)
+        if not any(parameter.requires_grad for parameter in built.model.parameters()):
+            raise UserError(
+                "--control: without an adapter the control has nothing to train, it is the kept layers. Give both "
+                "one, for example --adapter coda-lora, or leave --control out"
+            )
+        return built
 
-    def _training(self, built: Built, folder: Path) -> Training:
+    def _training(self, built: Built) -> Training:
         teacher = self.stock if built.wants_teacher else None
-        return Training(built, self.text.train, self.settings.train, self.accelerator, folder, self.reporter, teacher)
+        return Training(built, self.text.train, self.settings.train, self.accelerator, self.reporter, teacher)
 
-    def _finish(self, training: Training) -> None:
-        model, folder = training.built.model, training.folder
+    def _finish(self, training: Training, folder: Path) -> None:
         if (folder / rundir.PARTS).exists():
-            rundir.load_parts(model, folder)
+            rundir.load_parts(training.built.model, folder)
             return
         folder.mkdir(exist_ok=True)
-        training.run()
+        training.run(folder)
         if self.accelerator.is_main_process:
-            rundir.save_parts(model, self.base, folder)
+            rundir.save_parts(training.built.model, self.base, folder)
         self.accelerator.wait_for_everyone()
 
 
@@ -200,7 +205,8 @@ def accelerator_for(device: str) -> Accelerator:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device, True):
         raise UserError(f"base.device = '{device}': torch sees none here. Choose auto or cpu")
-    return Accelerator(cpu=device == "cpu")
+    sharing = DistributedDataParallelKwargs(broadcast_buffers=False)  # the frozen bases are the same everywhere
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=[sharing])
 
 
 def read_text(settings: Settings, base: Pretrained) -> Text:

@@ -38,29 +38,26 @@ class Loaded:
     settings: Settings
 
 
-def new_folder(settings: Settings) -> Path:
-    """A name nobody has yet: `runs/20261122-101500-run`. The folder is made by `begin`."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(settings.run.folder) / f"{stamp}-{settings.run.name}"
-    names = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 100))]
-    return next(name for name in names if not name.exists())
+def new_name(settings: Settings) -> Path:
+    """`runs/20261122-101500-run`. The folder is made by `begin`."""
+    return Path(settings.run.folder) / f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{settings.run.name}"
 
 
-def begin(folder: Path, settings: Settings, facts: dict[str, Any]) -> None:
-    """Make the folder with its settings and manifest, whole.
+def begin(folder: Path, settings: Settings, facts: dict[str, Any]) -> Path:
+    """Make a run folder with its settings and manifest, whole. Returns `folder`, or `folder-2` if that one is taken.
 
     Raises:
         UserError: the place cannot be written.
     """
-    with written_aside(folder) as aside:
-        (aside / RESOLVED).write_text(tomli_w.dumps(settings.tables()))
-        manifest = {
-            **facts,
-            "packages": pretrained.package_versions(),
-            "machine": _machine(),
-            "git": _git_state(),
-        }
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    for name in (folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 1000))):
+        try:
+            with written_aside(name) as aside:
+                (aside / RESOLVED).write_text(tomli_w.dumps(settings.tables()))
+                (aside / MANIFEST).write_text(json.dumps({**facts, **_circumstances()}, indent=2))
+            return name
+        except FileExistsError:
+            continue
+    raise UserError(f"{folder} and 998 more names like it are taken: set run.name")
 
 
 def settings_of(folder: Path, host: PluginHost) -> Settings:
@@ -76,7 +73,7 @@ def settings_of(folder: Path, host: PluginHost) -> Settings:
 
 def save_parts(model: nn.Module, base: Pretrained, folder: Path) -> None:
     """Write every weight that the base does not have: trained parts, adapted layers, and the frozen bases."""
-    with written_aside(folder / ".parts") as aside:
+    with written_aside(folder / ".parts", replace=True) as aside:
         tensors = {name: t.detach().contiguous().cpu() for name, t in own_tensors(model).items()}
         save_file(tensors, aside / PARTS, metadata={"base": base.fingerprint})
         (aside / CHECKSUM).write_text(f"{sha256(aside / PARTS)}  {PARTS}\n")
@@ -114,7 +111,7 @@ def load_run(folder: Path | str, host: PluginHost | None = None) -> Loaded:
     """A trained model, from its folder and its base. The removed layers are not looked at.
 
     Raises:
-        UserError: the folder, the base or a plugin is not what it was.
+        UserError: the folder or the base is not what it was, or a plugin is not there.
     """
     folder, host = Path(folder), host or PluginHost.installed()
     settings = settings_of(folder, host)
@@ -143,6 +140,10 @@ def must_be_base_of(folder: Path, base: Pretrained) -> None:
 def write_json(path: Path, facts: Any) -> None:
     """Write a JSON file, whole or not at all."""
     write(path, json.dumps(facts, indent=2))
+
+
+def _circumstances() -> dict[str, Any]:
+    return {"packages": pretrained.package_versions(), "machine": _machine(), "git": _git_state()}
 
 
 def _machine() -> dict[str, Any]:

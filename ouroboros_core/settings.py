@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ouroboros_core.contracts import Part, Slot
 from ouroboros_core.host import PluginHost
 from ouroboros_core.options import Options
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BaseSettings(Options):
@@ -21,7 +23,7 @@ class BaseSettings(Options):
         description="a known name, a Hugging Face id, a folder, a GGUF file, or (plan only) a config.json",
     )
     revision: str | None = Field(None, description="of a Hugging Face id; None: its newest")
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of the frozen weights")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the frozen weights")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
 
 
@@ -34,6 +36,7 @@ class DataSettings(Options):
     )
     heldout: list[str] = Field(
         ["near", "moby-dick"],
+        min_length=1,
         description="domains judged at the end; `near` is the training source's own kept-apart documents",
     )
     length: int = Field(256, ge=2, description="tokens of a training or evaluation sequence")
@@ -63,7 +66,7 @@ class TrainSettings(Options):
     lr: float = Field(4e-3, gt=0, description="peak learning rate of AdamW")
     warmup: int = Field(20, ge=0, description="steps of linear warm-up; a cosine to zero follows")
     weight_decay: float = Field(0.05, ge=0, description="on matrices; biases, norms and rows by turn are not decayed")
-    betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="of AdamW")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), strict=False, description="of AdamW")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     seed: int = Field(0, ge=0, description="of initial values, order of the text and depth")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")

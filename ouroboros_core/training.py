@@ -55,8 +55,6 @@ class Loss(nn.Module):
 class Training:
     """One training run: set up at once, so that every setting is read before the first step; then `run`.
 
-    It goes on from the newest checkpoint in `folder`, if there is one.
-
     Args:
         blocks: (N, T + 1) packed tokens.
         teacher: the intact model, where an objective wants it.
@@ -66,15 +64,17 @@ class Training:
     """
 
     def __init__(
-        self, built: Built, blocks: Tensor, settings: TrainSettings, accelerator: Accelerator, folder: Path,
-        reporter: Reporter, teacher: StockLM | None = None,
+        self, built: Built, blocks: Tensor, settings: TrainSettings, accelerator: Accelerator, reporter: Reporter,
+        teacher: StockLM | None = None,
     ) -> None:  # fmt: skip
-        self.built, self.blocks, self.folder, self.reporter = built, blocks, folder, reporter
+        self.built, self.blocks, self.reporter = built, blocks, reporter
         self.accelerator = accelerator
         self.steps, self.batch, self.accumulate = settings.steps, settings.batch, settings.accumulate
         self.seed, self.clip = settings.seed, settings.clip
         self.save_every, self.keep = settings.save_every, settings.keep
         self._must_share_out()
+        if settings.warmup >= settings.steps:
+            raise UserError(f"train.warmup={settings.warmup} is not less than train.steps={settings.steps}: lower it")
         if not (groups := parameter_groups(built.model, settings.weight_decay)):
             raise UserError("nothing learns: every part is without parameters, and the adapter leaves the base frozen")
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
@@ -83,14 +83,18 @@ class Training:
         self.loss, self.optimizer = accelerator.prepare(Loss(built, teacher), optimizer)
         self.watch = GradientWatch(built.model)
 
-    def run(self) -> None:
-        """Train to the last step. Writes `metrics.jsonl`, one record a step, and `checkpoints/`.
+    def run(self, folder: Path) -> None:
+        """Train to the last step, from the newest checkpoint in the folder if there is one.
+
+        Writes `metrics.jsonl`, one record a step, and `checkpoints/`.
 
         Raises:
             CheckFailed: a reachable trainable row never had a gradient, or a loss is not finite.
             Interrupted: the user pressed Ctrl-C; the state is saved.
             UserError: the disk is full, or a checkpoint is damaged.
         """
+        self.folder = folder
+        torch.manual_seed(self.seed + self.accelerator.process_index)  # whatever ran before; a resume overrides it
         start = self._resume()
         self.loss.train()
         with interruptible() as interrupted:
@@ -99,9 +103,10 @@ class Training:
                 self._record(progress)
                 if step + 1 == min(start + WATCHED_STEPS, self.steps):
                     self.reporter.check(self.watch.verdict())
-                if (step + 1) % self.save_every == 0 or step + 1 == self.steps or interrupted():
+                stop = self._any(interrupted())
+                if (step + 1) % self.save_every == 0 or step + 1 == self.steps or stop:
                     self._save(step + 1)
-                if interrupted() and step + 1 < self.steps:
+                if stop and step + 1 < self.steps:
                     raise Interrupted(f"stopped after step {step + 1} of {self.steps}; its state is saved")
 
     def batches(self, step: int) -> list[Batch]:
@@ -151,13 +156,17 @@ class Training:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> int:
-        if not (stored := checkpoint.stored(self.folder / CHECKPOINTS)):
-            return 0
-        step = snapshot.restore(checkpoint.load(stored[-1]), self.loss, self.optimizer, self.accelerator)
+        step, stored = 0, checkpoint.stored(self.folder / CHECKPOINTS)
+        if stored:
+            step = snapshot.restore(checkpoint.load(stored[-1]), self.loss, self.optimizer, self.accelerator)
+            self.reporter.note(f"resumed after step {step} from {stored[-1]}")
         if self.accelerator.is_main_process:
             _cut(self.folder / METRICS, step)
-        self.reporter.note(f"resumed after step {step} from {stored[-1]}")
         return step
+
+    def _any(self, told: bool) -> bool:
+        """Whether any process was told: all must save, and stop, at the same step."""
+        return bool(self.accelerator.reduce(torch.tensor(int(told), device=self.accelerator.device), "sum"))
 
     def _must_share_out(self) -> None:
         pieces = self.accumulate * self.accelerator.num_processes

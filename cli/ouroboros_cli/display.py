@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -58,7 +59,8 @@ class Display:
     def check(self, result: CheckResult) -> None:
         """One line a check."""
         mark = "[green]ok[/green]" if result.passed else "[red]failed[/red]"
-        self.console.print(f"  {mark}  {result.name}: ", result.detail, sep="", markup=True, highlight=False)
+        line = f"  {mark}  {result.name}: {escape(result.detail)}"
+        self.console.print(line, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def step(self, progress: Step) -> None:
         """Move the bar."""

@@ -28,7 +28,7 @@ def told_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **options)
         except tuple(EXIT_CODES) as failure:
             code, word = next(told for kind, told in EXIT_CODES.items() if isinstance(failure, kind))
-            print(f"{word}: {failure or 'nothing was written'}", file=sys.stderr)
+            print(f"{word}: {str(failure) or 'nothing was written'}", file=sys.stderr)
             raise typer.Exit(code) from None
 
     return guarded

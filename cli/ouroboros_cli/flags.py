@@ -54,14 +54,14 @@ class Layers:
     @property
     def empty(self) -> bool:
         """Nothing was said."""
-        return not any(self.given.values())
+        return all(value is None or value == [] for value in self.given.values())
 
     def read(self) -> list[Mapping[str, Any]]:
         """File < slot flags < short flags < `--set`."""
         from ouroboros_core.resolve import assignment, read_file
 
         file = [read_file(self.given["file"])] if self.given["file"] else []
-        slots = [{slot: {"use": _names(self.given[slot])}} for slot in Slot if self.given[slot]]
+        slots = [{slot.value: {"use": _names(self.given[slot])}} for slot in Slot if self.given[slot] is not None]
         short = []
         for name, (path, _, _) in SHORT.items():
             table, key = path.split(".")

@@ -60,11 +60,19 @@ def _parts_table(records: list[PluginRecord], wanted: list[Slot]) -> Table:
 
 def _options_table(options: type[Options]) -> Table:
     table = Table("option", "type", "default", "what it does", box=box.SIMPLE_HEAD)
+    schema = options.model_json_schema()["properties"]
     for name, field in options.model_fields.items():
-        kind = getattr(field.annotation, "__name__", None) if isinstance(field.annotation, type) else None
-        shown = (kind or str(field.annotation)).replace("typing.", "")
-        table.add_row(name, shown, str(field.default), field.description or "")
+        table.add_row(name, _type(schema[name]), str(field.default), field.description or "")
     return table
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A JSON schema's type in a few words: `integer | null`, `list of integer`."""
+    if choices := schema.get("enum"):
+        return " | ".join(choices)
+    if several := schema.get("anyOf"):
+        return " | ".join(_type(one) for one in several)
+    return f"list of {_type(schema['items'])}" if schema.get("type") == "array" else str(schema.get("type", "any"))
 
 
 def _facts(record: PluginRecord, wanted: list[Slot]) -> dict[str, Any]:

@@ -18,25 +18,26 @@ def show_outcome(outcome: Outcome) -> None:
     console = Console()
     found = outcome.evaluation
     console.print(result_table(found))
-    console.print(_footnotes(found), highlight=False, markup=False)
+    console.print(_footnotes(found), highlight=False, markup=False, soft_wrap=True)
     console.print(f"written to {outcome.folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def result_table(found: dict[str, Any]) -> Table:
-    """Models by row: loss and recovered share of each held-out domain, parameters, speed."""
+    """Models by row: loss and recovered share of each held-out domain, parameters, speed. Fits 80 columns."""
     domains = {name: domain for name, domain in found["domains"].items() if name != VALIDATION}
-    table = Table(title=f"layers {found['split']}", box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
-    table.add_column("", min_width=12)
+    table = Table(title=f"layers {found['split']}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table.pad_edge = False
+    table.add_column("", min_width=10)
     for name in domains:
-        table.add_column(f"{name}\nloss, nats", justify="right")
-        table.add_column("gap\nrecovered", justify="right")
+        table.add_column(f"{name}\nnats", justify="right", no_wrap=True)
+        table.add_column("recov-\nered", justify="right", no_wrap=True)
     for heading in ("train-\nable", "unique", "effec-\ntive", "tokens\n/s"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for model, count in found["parameters"].items():
         cells = [cell for domain in domains.values() for cell in _judged(domain["models"][model])]
         speed = max(domain["models"][model]["tokens_per_second"] for domain in domains.values())
         numbers = [short(count[kind]) for kind in ("trainable", "unique", "effective")]
-        table.add_row(model, *cells, *numbers, f"{speed:,.0f}", end_section=False)
+        table.add_row(model, *cells, *numbers, f"{speed:,.0f}")
     return table
 
 
@@ -50,20 +51,19 @@ def short(count: float) -> str:
 
 def _judged(model: dict[str, Any]) -> tuple[str, str]:
     loss, share = model["loss"], model["recovered"]
-    losses = f"{loss['value']:.3f}\n{_range(loss, '.2f')}"
-    return losses, f"{share['value']:.1%}\n{_range(share, '.0%')}" if share else ""
+    losses = f"{loss['value']:.3f}\n{_range(loss, 1, '.2f')}"
+    return losses, f"{share['value']:.1%}\n{_range(share, 100, '.0f')}" if share else ""
 
 
-def _range(told: dict[str, float | None], style: str) -> str:
+def _range(told: dict[str, float | None], times: int, style: str) -> str:
     low, high = told["low"], told["high"]
-    return "no interval" if low is None or high is None else f"{low:{style}} to {high:{style}}"
+    return "no range" if low is None or high is None else f"{low * times:{style}}–{high * times:{style}}"
 
 
 def _footnotes(found: dict[str, Any]) -> str:
     lines = []
     for name, domain in found["domains"].items():
-        unit = "documents" if domain["documents"] > 1 else "blocks of 1,024 tokens"
-        what = f"{name}: {domain['tokens']:,} tokens in {domain['units']} {unit}"
+        what = f"{name}: {domain['tokens']:,} tokens in {domain['units']} {domain['unit']}"
         if name == VALIDATION:
             losses = ", ".join(f"{model} {one['loss']['value']:.3f}" for model, one in domain["models"].items())
             what += f", to choose settings on: {losses}"

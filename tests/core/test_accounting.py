@@ -7,6 +7,7 @@ from torch import nn
 import ouroboros_plugins
 from ouroboros_core.accounting import by_component, flops_per_token, kv_bytes_per_token, parameters
 from ouroboros_core.build import build
+from ouroboros_core.contracts import Depth
 from ouroboros_core.host import OURS, PluginHost
 from ouroboros_core.resolve import assignment, resolve
 from ouroboros_core.testing import tiny_model
@@ -92,17 +93,17 @@ def test_the_components_add_up_to_the_whole(made, adapter):
 
 @pytest.mark.parametrize(("turns", "length"), [(1, 16), (4, 16), (4, 32)])
 def test_operations_are_those_counted_by_hand(made, turns, length):
-    assert flops_per_token(made(*NULL), turns, length) == forward(turns, length)
+    assert flops_per_token(made(*NULL), length, Depth.full(turns)) == forward(turns, length)
 
 
 def test_a_gate_costs_its_matrix_at_every_turn(made):
     gated = made("norm.use=none")
-    assert flops_per_token(gated, 4, 16) == forward(4, 16) + 4 * 2 * (2 * D * D)
+    assert flops_per_token(gated, 16, Depth.full(4)) == forward(4, 16) + 4 * 2 * (2 * D * D)
 
 
 def test_operations_on_the_meta_device_are_those_on_the_cpu(made):
     intact = tiny_model().to("meta")
-    assert flops_per_token(made(*NULL, intact=intact), 4, 16) == flops_per_token(made(*NULL), 4, 16)
+    assert flops_per_token(made(*NULL, intact=intact), 16) == flops_per_token(made(*NULL), 16)
 
 
 @pytest.mark.parametrize(

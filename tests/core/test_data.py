@@ -200,13 +200,25 @@ def test_a_source_judged_on_itself_is_refused(text):
 
 
 @pytest.mark.parametrize("name", ["train", "validation"])
-def test_a_held_out_folder_may_have_any_name(text, name):
-    documents, held = sentences(3), "This is of no one else."
-    plain = text(documents)
-    folder(name, [held])
-    prepared = text(documents, heldout=[name])
-    assert prepared.train.tolist() == plain.train.tolist()
-    assert prepared.validation.blocks.tolist() == plain.validation.blocks.tolist()
+def test_the_parts_of_the_training_source_are_no_held_out_text(text, name):
+    folder(name, ["This is of no one else."])
+    with pytest.raises(UserError, match=f"'{name}' means a part of the training source"):
+        text(sentences(3), heldout=[name])
+    assert text(sentences(3), heldout=[f"./{name}"]).heldout[0].tokens
+
+
+def test_held_out_text_of_one_token_is_refused(text, tmp_path):
+    (tmp_path / "one.txt").write_text("I")
+    with pytest.raises(UserError, match=r"'.*one\.txt' holds fewer than two tokens"):
+        text(sentences(3), heldout=[str(tmp_path / "one.txt")])
+
+
+def test_rows_longer_than_a_unit_are_units(text, tmp_path):
+    (tmp_path / "book.txt").write_text("the state of our union is strong " * 3000)
+    documents = [" ".join(sentences(1)) + " and more " * 3000, *sentences(2)]
+    (book,) = text(documents, length=2048, heldout=[str(tmp_path / "book.txt")], heldout_tokens=8192).heldout
+    assert book.unit.tolist() == list(range(len(book.blocks)))
+    assert book.units == "blocks of 2,048 tokens"
 
 
 @pytest.mark.parametrize("count", [1, 2])

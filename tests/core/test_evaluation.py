@@ -123,7 +123,7 @@ class Fixed(nn.Module):
 
 def domain():
     blocks = torch.tensor([[9, 1, 2, 3], [9, 4, 5, IGNORE], [9, 6, IGNORE, IGNORE]])
-    return Domain("d", blocks, torch.tensor([0, 0, 1]), documents=2)
+    return Domain("d", blocks, torch.tensor([0, 0, 1]), documents=2, units="documents")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -138,7 +138,7 @@ def test_nats_and_tokens_are_gathered_by_unit_whatever_the_batch(batch):
 def test_a_model_is_scored_on_the_tokens_that_follow(host, ids):
     intact = tiny_model()
     seen = StockLM(intact, host.anatomy(intact.config))
-    found = score(seen, Domain("d", ids, torch.tensor([0, 1]), 2), 2, torch.device("cpu"))
+    found = score(seen, Domain("d", ids, torch.tensor([0, 1]), 2, "documents"), 2, torch.device("cpu"))
     log_p = torch.log_softmax(intact(input_ids=ids[:, :-1]).logits, -1)
     plain = [-sum(float(log_p[b, t, ids[b, t + 1]]) for t in range(11)) for b in range(2)]
     np.testing.assert_allclose(found.nll, plain, rtol=1e-5)

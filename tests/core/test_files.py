@@ -64,11 +64,25 @@ def test_an_exception_leaves_what_was_there_before(tmp_path):
     assert (tmp_path / "run" / "deep" / "a.txt").read_text() == "one"
 
 
-def test_a_folder_is_replaced_whole(tmp_path):
+@pytest.fixture
+def old(tmp_path):
+    """A folder that somebody has written already."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "old.txt").write_text("old")
-    begun(tmp_path / "run", "new")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["deep"]
+    return tmp_path / "run"
+
+
+def test_a_folder_is_replaced_whole_where_that_is_asked_for(old):
+    with written_aside(old, replace=True) as aside:
+        (aside / "new.txt").write_text("new")
+    assert [path.name for path in old.iterdir()] == ["new.txt"]
+
+
+def test_a_folder_that_somebody_has_is_left_alone(old):
+    with pytest.raises(FileExistsError), written_aside(old) as aside:
+        (aside / "new.txt").write_text("new")
+    assert [path.name for path in old.iterdir()] == ["old.txt"]
+    assert [path.name for path in old.parent.iterdir()] == ["run"]
 
 
 def test_everything_is_synced_before_the_folder_appears(tmp_path, monkeypatch):

@@ -2,10 +2,12 @@
 
 import copy
 import json
+import shutil
 from importlib.metadata import version
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import ViTConfig
 
 from ouroboros_core import pretrained
@@ -110,6 +112,14 @@ def test_a_folder_without_weights_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^base .* is not there: ") as caught:
         load(settings(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_base_that_lacks_weights_is_refused_and_not_made_up(folder, tmp_path):
+    lame = shutil.copytree(folder, tmp_path / "lame")
+    whole = load_file(lame / "model.safetensors")
+    save_file({n: t for n, t in whole.items() if ".layers.3." not in n}, lame / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"is no whole model: 9 weights are missing, first model\.layers\.3\."):
+        load(BaseSettings(name=str(lame)))
 
 
 def test_damaged_weights_are_refused_in_one_line(tmp_path):

@@ -170,7 +170,7 @@ REFUSED = {
     "fraction for count": ("train.steps = 1.5", r"^train\.steps = 1\.5: .*integer"),
     "number for word": ("base.name = 3", r"^base\.name = 3: .*valid string"),
     "too small": ("train.steps = 0", r"^train\.steps = 0: .*greater than or equal to 1"),
-    "not one of": ("base.dtype = 'int8'", r"^base\.dtype = 'int8': .*'bfloat16', 'float16' or 'float32'"),
+    "not one of": ("base.dtype = 'int8'", r"^base\.dtype = 'int8': .*'bfloat16' or 'float32'"),
     "wrong item": ("data.heldout = ['near', 3]", r"^data\.heldout\.1 = 3: .*valid string"),
     "wrong name": ("run.name = '../up'", r"^run\.name = '\.\./up': .*pattern"),
     "truth for number": ("gate.bias = true", r"^gate\.bias = True: "),

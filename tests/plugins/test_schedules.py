@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ouroboros_core.contracts import Depth, ModelFacts, Slot
+from ouroboros_core.errors import UserError
 
 
 @pytest.fixture
@@ -30,9 +31,14 @@ def test_fixed_turns_may_differ_from_those_at_evaluation(schedule):
     assert (fixed(0, 0.0, 0), fixed.most) == (Depth(2, 2), 2)
 
 
-@pytest.mark.parametrize(("with_gradient", "kept"), [(1, 1), (3, 3), (9, 4)])
-def test_fewer_turns_may_carry_gradient_and_never_more_than_are_taken(with_gradient, kept, schedule):
+@pytest.mark.parametrize(("with_gradient", "kept"), [(1, 1), (3, 3), (None, 4)])
+def test_fewer_turns_may_carry_gradient(with_gradient, kept, schedule):
     assert schedule("fixed", with_gradient=with_gradient)(0, 0.0, 0) == Depth(4, kept)
+
+
+def test_more_turns_with_gradient_than_are_taken_are_refused(schedule):
+    with pytest.raises(UserError, match=r"schedule\.with_gradient=9: a step takes only 4 turn"):
+        schedule("fixed", with_gradient=9)
 
 
 def test_a_choice_is_a_function_of_step_and_seed_alone(schedule):

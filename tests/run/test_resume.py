@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,13 @@ def unfinished(host, settings):
     outcome = run(settings(), host)
     (outcome.folder / "parts.safetensors").unlink()
     return outcome.folder
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(host, settings):
+    folder = unfinished(host, settings)
+    shutil.rmtree(folder / "checkpoints")
+    run(settings_of(folder, host), host, resume=folder)
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_too(host, settings):

@@ -1,12 +1,13 @@
 """The main job, whole, on a tiny base."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ouroboros_core.errors import UserError
+from ouroboros_core.errors import CheckFailed, UserError
 from ouroboros_core.evaluation import score
 from ouroboros_core.run import run
 from ouroboros_core.rundir import load_run, settings_of
@@ -24,6 +25,16 @@ def test_a_run_leaves_a_folder_that_tells_everything(host, settings, listener):
     assert manifest["base"]["fingerprint"]
     assert manifest["text"].keys() == {"train", "validation", "near"}
     assert manifest["plugins"]["builtin"].startswith("ouroboros-core")
+
+
+def test_every_row_has_its_cost(host, settings):
+    found = run(settings(), host).evaluation["per_token"]
+    intact, kept, trained = (found[name] for name in ("intact model", "kept layers, untrained", "recursive, trained"))
+    assert kept["forward_flops"] < trained["forward_flops"]
+    assert intact["kv_bytes"] == 6 * 2 * 16 * 4
+    assert (kept["kv_bytes"], trained["kv_bytes"]) == (3 * 2 * 16 * 4, (2 + 4) * 2 * 16 * 4)
+    assert trained["train_flops"] > trained["forward_flops"]
+    assert kept["train_flops"] is None
 
 
 def test_the_checks_are_told_before_training_and_after_the_third_step(host, settings, listener):
@@ -93,11 +104,40 @@ def test_the_control_has_the_adapter_and_nothing_else(host, settings):
     assert shares["control, trained"]["recovered"] is not None
 
 
-def test_a_control_with_nothing_to_train_is_the_kept_layers(host, settings, listener):
-    outcome = run(settings(eval={"control": True}), host, listener)
-    models = outcome.evaluation["domains"]["near"]["models"]
-    assert models["control, trained"]["loss"] == models["kept layers, untrained"]["loss"]
-    assert any("nothing to train" in note for note in listener.notes)
+def test_a_control_with_nothing_to_train_is_refused_and_not_called_trained(host, settings, tmp_path):
+    with pytest.raises(UserError, match=r"the control has nothing to train.*--adapter coda-lora"):
+        run(settings(eval={"control": True}), host)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_control_beside_it_does_not_change_the_model(host, settings):
+    lora = {"use": "coda-lora", "rank": 2, "dropout": 0.3}
+    alone, beside = (run(settings(adapter=lora, eval={"control": control}), host).folder for control in (False, True))
+    one, two = (load_file(folder / "parts.safetensors") for folder in (alone, beside))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own(host, settings, monkeypatch):
+    monkeypatch.setattr(
+        "ouroboros_core.rundir.new_name", lambda settings: Path(settings.run.folder) / settings.run.name
+    )
+    one, two = (run(settings(), host).folder for _ in range(2))
+    assert (one.name, two.name) == ("run", "run-2")
+    assert (one / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("adapter", ["coda-lora", "unfreeze"])
+def test_whatever_learns_is_a_float32_master(host, settings, adapter):
+    options = {"layers": 1} if adapter == "unfreeze" else {}
+    folder = run(settings(adapter={"use": adapter, **options}, base={"dtype": "bfloat16"}), host).folder
+    for name, parameter in load_run(folder, host).built.model.named_parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
+
+
+def test_halting_before_the_turns_with_gradient_is_found_out(host, settings):
+    tables = {"halter": {"use": "act", "bias": 5.0}, "schedule": {"turns": 3, "with_gradient": 1}}
+    with pytest.raises(CheckFailed, match=r"dead parameters: no gradient .*loops\.0\.modulator"):
+        run(settings(**tables), host)
 
 
 def test_a_loaded_run_judges_as_the_run_did(host, settings):
@@ -127,7 +167,6 @@ def test_a_mistake_leaves_no_folder(host, settings, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(host, settings, monkeypatch, tmp_path):
-    from ouroboros_core.errors import CheckFailed
     from ouroboros_plugins.objectives.next_token import NextToken
 
     plain, calls = NextToken.__call__, []

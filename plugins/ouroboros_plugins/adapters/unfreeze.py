@@ -17,7 +17,7 @@ class UnfreezeOptions(Options):
 
 @dataclass(frozen=True)
 class Unfreeze:
-    """All weights of the last `layers` of the coda are trained, as float32 masters."""
+    """All weights of the last `layers` of the coda are trained."""
 
     layers: int
 
@@ -30,4 +30,4 @@ class Unfreeze:
         if self.layers > len(model.split.coda):
             raise UserError(f"adapter.layers={self.layers}: the coda has {len(model.split.coda)} layer(s)")
         for index in model.split.coda[-self.layers :]:
-            model.layer(index).float().requires_grad_(True)
+            model.layer(index).requires_grad_(True)

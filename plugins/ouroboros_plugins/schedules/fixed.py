@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from ouroboros_core.contracts import Depth
+from ouroboros_core.errors import UserError
 from ouroboros_core.options import Options
 
 
@@ -22,6 +23,15 @@ class Fixed:
     most: int
     with_gradient: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse more turns with gradient than there are.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        if self.with_gradient and self.with_gradient > self.most:
+            raise UserError(f"schedule.with_gradient={self.with_gradient}: a step takes only {self.most} turn(s)")
+
     def __call__(self, step: int, progress: float, seed: int) -> Depth:
         """The same answer to everything."""
-        return Depth(self.most, min(self.with_gradient or self.most, self.most))
+        return Depth(self.most, self.with_gradient or self.most)
