@@ -32,7 +32,7 @@ def token_kl(hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor
     """KL(teacher || student) of each token's next-token distribution at a temperature, times its square.
 
     hidden, teacher (B, T, D); heads (V, D) -> (B, T) float32, nats. The square keeps the gradient's size (Hinton
-    2015). Chunks of rows are recomputed in the backward pass. The teacher gets no gradient.
+    2015). Where logits do not fit, chunks of rows are recomputed in the backward pass. The teacher gets no gradient.
     """
     teacher, teacher_head = teacher.detach(), teacher_head.detach()
 
@@ -41,6 +41,10 @@ def token_kl(hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor
         theirs = F.log_softmax(F.linear(teacher_rows, teacher_head).float() / temperature, dim=-1)
         return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
 
-    pairs = zip(hidden.flatten(0, 1).split(CHUNK), teacher.flatten(0, 1).split(CHUNK), strict=True)
-    divergence = torch.cat([checkpoint(chunk, rows, theirs, use_reentrant=False) for rows, theirs in pairs])
+    rows, teacher_rows = hidden.flatten(0, 1), teacher.flatten(0, 1)
+    if rows.shape[0] * head.shape[0] <= FITS:
+        divergence = chunk(rows, teacher_rows)
+    else:
+        pairs = zip(rows.split(CHUNK), teacher_rows.split(CHUNK), strict=True)
+        divergence = torch.cat([checkpoint(chunk, ours, theirs, use_reentrant=False) for ours, theirs in pairs])
     return divergence.view(hidden.shape[:2]) * temperature**2

@@ -25,7 +25,7 @@ def show_outcome(outcome: Outcome) -> None:
 def result_table(found: dict[str, Any]) -> Table:
     """Models by row: loss and recovered share of each held-out domain, parameters, speed. Fits 80 columns."""
     domains = {name: domain for name, domain in found["domains"].items() if name != VALIDATION}
-    table = Table(title=f"layers {found['split']}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table = Table(title=f"layers {found['split']}", box=box.SIMPLE_HEAD, padding=0, title_justify="left")
     table.pad_edge = False
     table.add_column("", min_width=10)
     for name in domains:

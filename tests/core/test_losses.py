@@ -75,8 +75,9 @@ def test_a_float32_state_may_meet_a_bfloat16_head(branch):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-@pytest.mark.parametrize("chunk", [4, 512])
-def test_the_divergence_is_that_of_the_two_distributions(chunk, temperature, monkeypatch):
+@pytest.mark.parametrize(("fits", "chunk"), [(2**28, 512), (0, 512), (0, 4)])
+def test_the_divergence_is_that_of_the_two_distributions(fits, chunk, temperature, monkeypatch):
+    monkeypatch.setattr(losses, "FITS", fits)
     monkeypatch.setattr(losses, "CHUNK", chunk)
     hidden, head, teacher, theirs = draw(B, T, D), draw(V, D, seed=1), draw(B, T, D, seed=2), draw(V, D, seed=3)
     found = token_kl(hidden, head, teacher, theirs, temperature)
@@ -89,7 +90,9 @@ def test_a_model_is_at_no_distance_from_itself():
     torch.testing.assert_close(token_kl(hidden, head, hidden, head, 2.0), torch.zeros(B, T), atol=1e-6, rtol=0)
 
 
-def test_the_gradient_of_the_divergence_is_that_of_the_plain_one(monkeypatch):
+@pytest.mark.parametrize("fits", [2**28, 0])
+def test_the_gradient_of_the_divergence_is_that_of_the_plain_one(fits, monkeypatch):
+    monkeypatch.setattr(losses, "FITS", fits)
     monkeypatch.setattr(losses, "CHUNK", 4)
     head, teacher = draw(V, D, seed=1), draw(B, T, D, seed=2)
     mine, theirs = (draw(B, T, D).requires_grad_() for _ in range(2))
