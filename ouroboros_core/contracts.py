@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ouroboros_core.options import Options
+from ouroboros_core.slots import Slot
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,25 +20,6 @@ if TYPE_CHECKING:
     from ouroboros_core.ops import Ops
     from ouroboros_core.split import Split
     from ouroboros_core.trace import Trace
-
-
-class Slot(StrEnum):
-    """The places of the recursion that a plugin may fill."""
-
-    SPLITTER = "splitter"
-    ENTRY = "entry"
-    MODULATOR = "modulator"
-    GATE = "gate"
-    NORM = "norm"
-    HALTER = "halter"
-    SCHEDULE = "schedule"
-    OBJECTIVE = "objective"
-    ADAPTER = "adapter"
-
-    @property
-    def takes_many(self) -> bool:
-        """Whether several parts may share the slot, named in a list."""
-        return self in (Slot.MODULATOR, Slot.OBJECTIVE, Slot.ADAPTER)
 
 
 @dataclass(frozen=True)

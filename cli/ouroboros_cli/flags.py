@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ouroboros_core.contracts import Slot
+from ouroboros_core.slots import Slot
 
 SHORT: dict[str, tuple[str, type, str]] = {
     "base": ("base.name", str, "pretrained model: a known name, a Hugging Face id, a folder, a GGUF file"),
