@@ -215,7 +215,7 @@ def test_held_out_text_of_one_token_is_refused(text, tmp_path):
 
 def test_rows_longer_than_a_unit_are_units(text, tmp_path):
     (tmp_path / "book.txt").write_text("the state of our union is strong " * 3000)
-    documents = [" ".join(sentences(1)) + " and more " * 3000, *sentences(2)]
+    documents = [f"{sentence} {'and more ' * 3000}" for sentence in sentences(3)]
     (book,) = text(documents, length=2048, heldout=[str(tmp_path / "book.txt")], heldout_tokens=8192).heldout
     assert book.unit.tolist() == list(range(len(book.blocks)))
     assert book.units == "blocks of 2,048 tokens"

@@ -41,7 +41,7 @@ def test_the_real_model_passes_its_checks_and_loses_much_without_its_layers(outc
     assert outcome.evaluation["split"] == "0-6 | 15 x 4 | 23-29   (removed: 7-14, 16-22)"
     for domain in ("near", "moby-dick"):
         losses = {n: m["loss"]["value"] for n, m in outcome.evaluation["domains"][domain]["models"].items()}
-        assert losses["intact model"] < 4.6
+        assert losses["intact model"] < 5
         assert losses["kept layers, untrained"] > losses["intact model"] + 2
 
 
