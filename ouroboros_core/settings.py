@@ -60,10 +60,10 @@ class LoopSettings(Options):
 class TrainSettings(Options):
     """The training run. Steps are optimiser steps."""
 
-    steps: int = Field(600, ge=1, description="optimiser steps")
+    steps: int = Field(800, ge=1, description="optimiser steps")
     batch: int = Field(1, ge=1, description="sequences of one step, over all processes and micro-steps")
     accumulate: int = Field(1, ge=1, description="micro-steps of one optimiser step")
-    lr: float = Field(4e-3, gt=0, description="peak learning rate of AdamW")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
     warmup: int = Field(20, ge=0, description="steps of linear warm-up; a cosine to zero follows")
     weight_decay: float = Field(0.05, ge=0, description="on matrices; biases, norms and rows by turn are not decayed")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), strict=False, description="of AdamW")
