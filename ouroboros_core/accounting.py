@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ouroboros_core.contracts import Depth
+from ouroboros_core.contracts import Depth, Schedule
 from ouroboros_core.model import RecursiveLM, StockLM
 from ouroboros_core.trace import Trace
 
@@ -65,27 +65,37 @@ def by_component(model: RecursiveLM) -> list[tuple[str, int, int]]:
     ]
 
 
-def operations(model: RecursiveLM | StockLM, length: int) -> Operations:
-    """What a model does for a token of a sequence of this length, at the turns it takes in evaluation."""
-    depth = Depth.full(model.turns) if isinstance(model, RecursiveLM) else None
+def operations(model: RecursiveLM | StockLM, length: int, training: Depth | None = None) -> Operations:
+    """What a model does for a token of a sequence of this length.
+
+    Args:
+        training: the depth of a training step; evaluation takes the model's own turns. Halting is not counted on.
+    """
     learns = any(p.requires_grad for p in model.parameters())
     return Operations(
-        forward_flops=flops_per_token(model, length, depth),
-        train_flops=train_flops_per_token(model, length, depth) if learns else None,
+        forward_flops=flops_per_token(model, length),
+        train_flops=train_flops_per_token(model, length, training) if learns else None,
         kv_bytes=kv_bytes_per_token(model),
     )
 
 
-def flops_per_token(model: nn.Module, length: int, depth: Depth | None = None) -> int:
+def typical_depth(schedule: Schedule, steps: int, seed: int) -> Depth:
+    """The mean depth of a training run, rounded."""
+    drawn = [schedule(step, step / steps, seed) for step in range(steps)]
+    turns, carrying = (sum(each) / steps for each in ((d.turns for d in drawn), (d.with_gradient for d in drawn)))
+    return Depth(max(1, round(turns)), max(1, round(carrying)))
+
+
+def flops_per_token(model: RecursiveLM | StockLM, length: int, depth: Depth | None = None) -> int:
     """Forward operations a token of a sequence of this length, counted by torch on the operations themselves."""
-    with _counted() as counter:  # not under no_grad, where torch's counter asserts
+    with _counted(model, learning=False) as counter:  # not under no_grad, where torch's counter asserts
         _trace(model, length, depth).logits()
     return counter.get_total_flops() // length
 
 
-def train_flops_per_token(model: nn.Module, length: int, depth: Depth | None = None) -> int:
+def train_flops_per_token(model: RecursiveLM | StockLM, length: int, depth: Depth | None = None) -> int:
     """Operations a token of a training step: forward, loss and backward through what learns."""
-    with _counted() as counter:
+    with _counted(model, learning=True) as counter:
         labels = _tokens(model, length)
         _trace(model, length, depth).nll(labels).sum().backward()
     model.zero_grad()
@@ -107,17 +117,25 @@ def _tokens(model: nn.Module, length: int) -> torch.Tensor:
     return torch.zeros(1, length, dtype=torch.long, device=next(model.parameters()).device)
 
 
-def _trace(model: nn.Module, length: int, depth: Depth | None) -> Trace:
+def _trace(model: RecursiveLM | StockLM, length: int, depth: Depth | None) -> Trace:
     ids = _tokens(model, length)
-    trace: Trace = model(ids) if depth is None else model(ids, depth=depth)
+    if isinstance(model, StockLM):
+        stock: Trace = model(ids)
+        return stock
+    trace: Trace = model(ids, depth=replace(depth or Depth.full(model.turns), whole=True))
     return trace
 
 
 @contextmanager
-def _counted() -> Iterator[FlopCounterMode]:
+def _counted(model: nn.Module, *, learning: bool) -> Iterator[FlopCounterMode]:
     """torch's counter, over attention written out: it does not know every fused kernel."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        yield counter
+    was = model.training
+    model.train(learning)  # a halter may look at logits in evaluation only
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        model.train(was)
 
 
 def _bases(module: nn.Module) -> list[torch.Tensor]:

@@ -8,7 +8,21 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ouroboros_core.ops import Branches
+
 HFModel = Any  # a Hugging Face model: an nn.Module with a config, which torch's types cannot describe
+
+
+class Calls(Protocol):
+    """How the layers of one batch are called."""
+
+    def __call__(self, layer: nn.Module, index: int, branches: Branches | None = None) -> Callable[[Tensor], Tensor]:
+        """The layer as a function h (B, T, D) -> h. `index` is its number in the intact model.
+
+        A layer of a recurrent block comes with `branches`: its residual branches must run through them, so that ops
+        can be applied inside the layer. Any other is called as the library calls it.
+        """
+        ...
 
 
 class Anatomy(Protocol):
@@ -24,12 +38,9 @@ class Anatomy(Protocol):
         """Token embeddings. ids (B, T) -> (B, T, D)."""
         ...
 
-    def calls(
-        self, base: HFModel, embeds: Tensor, positions: Tensor, mask: Tensor | None
-    ) -> Callable[[nn.Module, int], Callable[[Tensor], Tensor]]:
+    def calls(self, base: HFModel, embeds: Tensor, positions: Tensor, mask: Tensor | None) -> Calls:
         """Bind what every layer of this batch shares (mask, rotary, positions).
 
-        Returns a function (layer, its number in the intact model) -> (h (B, T, D) -> h).
         mask: (B, T), nonzero for real tokens; None where nothing is padded.
         """
         ...

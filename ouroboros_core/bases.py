@@ -5,12 +5,13 @@ Ouroboros, eq. 1: R = mean over removed l of (W_l - W_block); R ~ U S V^T; A = V
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ouroboros_core.anatomy import Anatomy
+from ouroboros_core.contracts import Factors
 from ouroboros_core.errors import UserError
 
 LOW_RANK_PAYS = 1024  # a full SVD of a smaller matrix takes well under a second
@@ -46,24 +47,52 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def svd_bases(
-    anatomy: Anatomy, layers: Sequence[nn.Module], block: Sequence[int], others: Sequence[int], rank: int
-) -> Mapping[str, tuple[Tensor, Tensor]]:
+    anatomy: Anatomy, block: Sequence[nn.Module], others: Sequence[nn.Module], rank: int
+) -> dict[str, Factors]:
     """The bases of every tap of a block: "<place in the block>.<linear>" -> (A, B), in the weights' dtype.
 
     Args:
-        layers: the layers of the intact model.
-        block: which of them are looped.
-        others: which of them the bases stand for.
+        block: the looped layers, as they start.
+        others: the layers of the intact model that the bases stand for.
 
     Raises:
         UserError: no layer is left for the bases to stand for.
     """
     if not others:
         raise UserError("no layer is removed, so there are no residuals to build SVD bases from: remove some layers")
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for place, index in enumerate(block):
-        for name, linear in anatomy.linears(layers[index]).items():
-            same = [anatomy.linears(layers[i])[name] for i in others]
+    found: dict[str, Factors] = {}
+    for place, layer in enumerate(block):
+        for name, linear in anatomy.linears(layer).items():
+            same = [anatomy.linears(other)[name] for other in others]
             down, up = factors(residual(same, linear), rank)
             found[f"{place}.{name}"] = (down.to(linear.weight.dtype), up.to(linear.weight.dtype))
     return found
+
+
+def svd_residuals(
+    anatomy: Anatomy, block: Sequence[nn.Module], stood_for: Sequence[Sequence[nn.Module]], rank: int
+) -> dict[str, list[Factors]]:
+    """How the layers that a block stands for differ from it, turn by turn (Bae 2024, section 2.3), in float32.
+
+    A linear that has fewer than `rank` directions gets all it has.
+
+    Args:
+        block: the looped layers, as they start.
+        stood_for: [turn][place], layers of the intact model.
+
+    Raises:
+        UserError: the split does not say what the turns stand for.
+    """
+    if not stood_for:
+        raise UserError(
+            "the splitter does not say which layers the turns stand for, so there are no residuals to start from: "
+            "choose cycle, sequence or middle-cycle, or start from zero"
+        )
+    return {
+        f"{place}.{name}": [
+            factors(residual([anatomy.linears(layers[place])[name]], linear), min(rank, *linear.weight.shape))
+            for layers in stood_for
+        ]
+        for place, layer in enumerate(block)
+        for name, linear in anatomy.linears(layer).items()
+    }

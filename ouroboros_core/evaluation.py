@@ -81,9 +81,11 @@ def compare(scores: Mapping[str, Score], resamples: int, *, intact: str, kept: s
     """Loss of each model, and the share it recovers of what removing layers cost, both with intervals.
 
     The share is (kept - model) / (kept - intact), paired: numerator and denominator see the same resamples. It is
-    None for the two models that define the gap, and where nothing was lost.
+    None for the two models that define the gap, and where nothing was lost, or nothing is intact. `unit_nats` are the
+    summed losses of the units, for comparisons across runs.
     """
     names = list(scores)
+    intact = intact if intact in scores else kept  # a base of random weights: there is no gap to recover
     draws = dict(zip(names, resampled(list(scores.values()), resamples), strict=True))
     mean = {name: float(one.nll.sum() / one.tokens.sum()) for name, one in scores.items()}
     lost = mean[kept] - mean[intact]
@@ -95,5 +97,6 @@ def compare(scores: Mapping[str, Score], resamples: int, *, intact: str, kept: s
             shares = np.nan_to_num((draws[kept] - draws[name]) / gap, nan=-np.inf)
             share = asdict(interval((mean[kept] - mean[name]) / lost, shares, len(one.nll)))
         loss = asdict(interval(mean[name], draws[name], len(one.nll)))
-        found[name] = {"loss": loss, "recovered": share, "tokens_per_second": one.tokens_per_second}
+        speed = one.tokens_per_second
+        found[name] = {"loss": loss, "recovered": share, "tokens_per_second": speed, "unit_nats": one.nll.tolist()}
     return found

@@ -15,30 +15,40 @@ WATCHED_STEPS = 3  # a zero-initialised head hides the layers before it for one 
 class GradientWatch:
     """Watches which rows of the trainable parameters have had a gradient.
 
-    A row is one index of the first dimension. Rows of a `TurnTable` that no turn has read with gradient cannot be
-    reached, and are not asked for.
+    A row is one index of the first dimension. Rows of a `TurnTable` that no turn has read with gradient, and rows of an
+    embedding whose token has not occurred, cannot be reached, and are not asked for.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         tables = [module for module in model.modules() if isinstance(module, TurnTable)]
-        self.read: dict[int, set[int]] = {id(table.weight): set() for table in tables}  # rows, by parameter
+        embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        self.read: dict[int, set[int]] = {id(m.weight): set() for m in (*tables, *embeddings)}  # rows, by parameter
         self.hooks = [table.register_forward_hook(self._note_row) for table in tables]
+        self.hooks += [embedding.register_forward_hook(self._note_tokens) for embedding in embeddings]
         self.alive: dict[str, Tensor] = {}
         self.steps = 0
 
-    def look(self) -> None:
-        """Note the gradients of a step; after the last watched step, do nothing."""
-        if self.steps == WATCHED_STEPS:
+    @property
+    def done(self) -> bool:
+        """As many steps were watched as it takes."""
+        return self.steps == WATCHED_STEPS
+
+    def look(self, counts: bool = True) -> None:
+        """Note the gradients of a step; after the last watched step, do nothing.
+
+        A step that does not count tells what is alive, and nothing about what is dead.
+        """
+        if self.done:
             return
-        self.steps += 1
+        self.steps += counts
         for name, parameter in self.parameters.items():
             rows = len(parameter) if parameter.ndim else 1
             if parameter.grad is not None:
                 moved = parameter.grad.detach().reshape(rows, -1).ne(0).any(-1)
                 self.alive[name] = self.alive.get(name, torch.zeros_like(moved)) | moved
 
-        if self.steps == WATCHED_STEPS:
+        if self.done:
             for hook in self.hooks:
                 hook.remove()
 
@@ -48,7 +58,7 @@ class GradientWatch:
         Raises:
             CheckFailed: a reachable row never had a gradient.
         """
-        if self.steps < WATCHED_STEPS:
+        if not self.done:
             return CheckResult("dead parameters", True, f"not checked: it takes {WATCHED_STEPS} steps")
         dead = {name: missing for name in self.parameters if (missing := self._dead_rows(name))}
         if dead:
@@ -68,6 +78,10 @@ class GradientWatch:
         reachable = sorted(self.read.get(id(parameter), range(rows)))
         dead = int((~self.alive[name][reachable]).sum())
         return f"{dead} of {len(reachable)} rows" if dead else ""
+
+    def _note_tokens(self, embedding: nn.Embedding, args: tuple[Tensor], rows: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self.read[id(embedding.weight)].update(args[0].unique().tolist())
 
     def _note_row(self, table: TurnTable, args: tuple[int], row: Tensor) -> None:
         if torch.is_grad_enabled():

@@ -10,6 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from ouroboros_core.anatomy import Anatomy
     from ouroboros_core.contracts import Part
+    from ouroboros_core.presets import Preset
 
 PROJECT = "ouroboros"  # also the entry-point group
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -22,6 +23,10 @@ class Hooks:
     @hookspec
     def ouroboros_parts(self) -> Iterable[Part]:  # type: ignore[empty-body]
         """Offer parts for the loop. Called once for each plugin, when plugins load."""
+
+    @hookspec
+    def ouroboros_presets(self) -> Iterable[Preset]:  # type: ignore[empty-body]
+        """Offer presets: named settings. Called once for each plugin, when plugins load."""
 
     @hookspec(firstresult=True)
     def ouroboros_anatomy(self, config: Any) -> Anatomy | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -18,9 +18,11 @@ from ouroboros_core.contracts import Part, Slot
 from ouroboros_core.errors import UserError
 from ouroboros_core.hooks import PROJECT, Hooks
 from ouroboros_core.options import Options
+from ouroboros_core.presets import Preset
 
 BUILTIN = "builtin"
 OURS = "ouroboros-core"  # the distribution whose entry point may call itself built in
+Offer = TypeVar("Offer", Part, Preset)
 BROKEN = (Exception, SystemExit)  # what a plugin may do to us at import or in a hook
 
 
@@ -32,6 +34,7 @@ class PluginRecord:
     distribution: str
     version: str
     parts: list[Part] = field(default_factory=list)
+    presets: list[Preset] = field(default_factory=list)
     anatomy: Callable[..., Anatomy | None] | None = None
     error: BaseException | None = None
 
@@ -74,6 +77,8 @@ class PluginHost:
             implementations = _implementations(name, load())
             if offer := implementations.get("ouroboros_parts"):
                 record.parts = _checked(offer())
+            if offer := implementations.get("ouroboros_presets"):
+                record.presets = _checked_presets(offer())
             record.anatomy = implementations.get("ouroboros_anatomy")
         except BROKEN as error:
             record.error = error
@@ -94,14 +99,31 @@ class PluginHost:
         Raises:
             UserError: nothing, or more than one thing, is called that.
         """
-        offers = [(record, part) for record, part in self.parts(slot) if name in (part.name, qualified(record, part))]
-        ours = [part for record, part in offers if record.builtin]
+        return self._found(slot.value, name, list(self.parts(slot)))
+
+    def preset(self, name: str) -> Preset:
+        """The preset of this name, or of this `distribution:name`.
+
+        Raises:
+            UserError: nothing, or more than one thing, is called that.
+        """
+        return self._found("preset", name, list(self.presets()))
+
+    def presets(self) -> Iterator[tuple[PluginRecord, Preset]]:
+        """Every preset, with the plugin that offers it."""
+        for record in self.records:
+            for preset in record.presets:
+                yield record, preset
+
+    def _found(self, what: str, name: str, known: list[tuple[PluginRecord, Offer]]) -> Offer:
+        offers = [(record, one) for record, one in known if name in (one.name, qualified(record, one))]
+        ours = [one for record, one in offers if record.builtin]
         if ours or len(offers) == 1:
-            return (ours or [part for _, part in offers])[0]
+            return (ours or [one for _, one in offers])[0]
         if offers:
-            choices = ", ".join(qualified(record, part) for record, part in offers)
-            raise UserError(f"several plugins offer a {slot} called '{name}'. Say which: {choices}")
-        raise UserError(self._unknown(slot, name))
+            choices = ", ".join(qualified(record, one) for record, one in offers)
+            raise UserError(f"several plugins offer a {what} called '{name}'. Say which: {choices}")
+        raise UserError(self._unknown(what, name, sorted({one.name for _, one in known})))
 
     def only(self, slot: Slot, wanted: Callable[[Part], bool]) -> Part:
         """The built-in part of a slot that is its default, or its null part."""
@@ -144,20 +166,19 @@ class PluginHost:
         """Distribution and version of every plugin that loaded."""
         return {record.name: f"{record.distribution} {record.version}" for record in self.records if not record.error}
 
-    def _unknown(self, slot: Slot, name: str) -> str:
-        known = sorted({part.name for _, part in self.parts(slot)})
+    def _unknown(self, what: str, name: str, known: list[str]) -> str:
         near = get_close_matches(name, known, n=1)
         meant = f" Did you mean '{near[0]}'?" if near else ""
-        return f"no {slot} is called '{name}'.{meant} Known: {', '.join(known)}.{self._failures()}"
+        return f"no {what} is called '{name}'.{meant} Known: {', '.join(known)}.{self._failures()}"
 
     def _failures(self) -> str:
         failed = [record.name for record in self.records if record.error]
         return f" {len(failed)} plugin(s) failed to load: {', '.join(failed)}. Why: ouro list-plugins" if failed else ""
 
 
-def qualified(record: PluginRecord, part: Part) -> str:
+def qualified(record: PluginRecord, offer: Part | Preset) -> str:
     """The name that always works: `distribution:name`."""
-    return f"{record.distribution}:{part.name}"
+    return f"{record.distribution}:{offer.name}"
 
 
 def _ours(entry: EntryPoint) -> bool:
@@ -193,3 +214,17 @@ def _checked(offer: Any) -> list[Part]:
     if twice := [f"{slot} '{name}'" for slot, name in names if names.count((slot, name)) > 1]:
         raise ValueError(f"two parts with one name: {twice[0]}")
     return parts
+
+
+def _checked_presets(offer: Any) -> list[Preset]:
+    """The offered presets, drained here like parts."""
+    if not hasattr(offer, "__iter__"):
+        raise TypeError(f"ouroboros_presets returned {type(offer).__name__}, not an iterable of Preset")
+    presets = list(offer)
+    for preset in presets:
+        if not isinstance(preset, Preset):
+            raise TypeError(f"ouroboros_presets yielded {type(preset).__name__}, not a Preset")
+    names = [preset.name for preset in presets]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two presets with one name: {twice[0]}")
+    return presets

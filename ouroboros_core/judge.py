@@ -44,10 +44,14 @@ class Judge:
                 "documents": domain.documents,
                 "units": int(domain.unit.max()) + 1,
                 "unit": domain.units,
+                "unit_tokens": self._any_score(domain).tokens.astype(int).tolist(),
                 "models": compare(self.scores[domain.name], self.resamples, intact=INTACT, kept=KEPT),
             }
             for domain in self.domains
         }
+
+    def _any_score(self, domain: Domain) -> Score:
+        return next(iter(self.scores[domain.name].values()))
 
     def _teller(self, name: str, domain: Domain) -> Callable[[int], None]:
         return lambda rows: self.reporter.read(name, domain.name, rows, len(domain.blocks))

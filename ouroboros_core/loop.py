@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ouroboros_core.contracts import Depth, Halt, Turn
-from ouroboros_core.ops import Taps, applied
+from ouroboros_core.contracts import Depth, Halt, Inside, Reader, Reads, Turn
+from ouroboros_core.ops import Ops, Taps, applied, merge
 
 Block = Callable[[Tensor], Tensor]  # (B, T, D) -> (B, T, D), with positions, mask and rotary already bound
 
@@ -29,6 +29,15 @@ class Parts(nn.Module):
         super().__init__()
         self.entry, self.modulator, self.norm, self.gate, self.halter = entry, modulator, norm, gate, halter
 
+    def ops(self, state: Tensor, turn: Turn) -> Ops:
+        """How this turn's block differs: the modulator's ops, and those of a norm or gate that acts inside it."""
+        inner = [part.inside(turn) for part in (self.norm, self.gate) if isinstance(part, Inside)]
+        return merge([self.modulator(state, turn), *inner])
+
+    def read(self, state: Tensor) -> Tensor:
+        """What the coda gets of a state. (B, T, D) -> (B, T, D)."""
+        return self.norm.read(state).to(state.dtype) if isinstance(self.norm, Reads) else state
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -44,7 +53,9 @@ class Visit:
 
     read: Tensor  # (B, T, D) the read-out: the last state, or the weighted sum of the states
     taken: Tensor  # (B, T) turns each token took: N of Graves 2016
-    remainder: Tensor  # (B, T) the weight of its last state: R of Graves 2016
+    remainder: Tensor  # (B, T) the share of its last state: R of Graves 2016
+    states: list[Tensor] = field(default_factory=list)  # (B, T, D) after each turn, where they were asked for
+    shares: list[Tensor] = field(default_factory=list)  # (B, T) of each turn, where the halter gives any
 
 
 def turn(
@@ -52,18 +63,17 @@ def turn(
 ) -> tuple[Tensor, Halt]:
     """One turn of the loop: the state of every running token moves on. state, prelude: (B, T, D)."""
     x = parts.entry.inject(state, prelude, turn)
-    with applied(taps, parts.modulator(state, turn)):  # weights differ only inside this block
+    with applied(taps, parts.ops(state, turn)):  # weights differ only inside this block
         new = block(x)
     new = parts.norm(new, turn)
     new = parts.gate(state, new, turn).to(state.dtype)
-    halt = parts.halter(state, new, turn)
-    state = torch.where(running[..., None], new, state)  # a halted token stays as it was
-    return state, halt
+    new = torch.where(running[..., None], new, state)  # a halted token stays as it was
+    return new, parts.halter(state, new, turn)
 
 
 def loop(
-    prelude: Tensor, depth: Depth, tokens: Tokens, block: Block, taps: Taps, parts: Parts, *,
-    seed: int = 0, recompute: bool = False,
+    prelude: Tensor, depth: Depth, tokens: Tokens, block: Block, taps: Taps, parts: Parts, reader: Reader, *,
+    seed: int = 0, recompute: bool = False, keep_states: bool = False,
 ) -> Visit:  # fmt: skip
     """Repeat `turn` until `depth.turns` have passed, or every token has halted.
 
@@ -74,23 +84,28 @@ def loop(
     running = torch.ones_like(tokens.mask)
     spent = torch.zeros_like(tokens.mask, dtype=torch.float32)
     taken, remainder = torch.zeros_like(spent), torch.zeros_like(spent)
-    state, read = prelude, torch.zeros_like(prelude, dtype=torch.float32)
+    state, weighted = prelude, torch.zeros_like(prelude, dtype=torch.float32)
+    states, shares = [], []
     first_with_gradient = depth.turns - depth.with_gradient
     for index in range(depth.turns):
-        now = Turn(index, index == depth.turns - 1, tokens.positions, tokens.mask, spent, seed)
+        last = index == depth.turns - 1
+        now = Turn(index, last, tokens.positions, tokens.mask, spent, prelude, reader, seed)
         if index == 0:
             state = parts.entry.start(prelude, now)
         with torch.set_grad_enabled(torch.is_grad_enabled() and index >= first_with_gradient):
             state, halt = one_turn(state, prelude, running, now, block, taps, parts)
             taken = taken + running
-            if halt.weight is None:
-                read = state
-            else:
-                weight = halt.weight * running
-                read = read + weight[..., None] * state
-                spent = spent + weight
-                remainder = torch.where(running & halt.stop, weight, remainder)
+            if halt.share is not None:
+                share = halt.share * running
+                weighted = weighted + share[..., None] * state
+                spent = spent + share
+                remainder = torch.where(running & (halt.stop | last), share, remainder)
+                shares.append(share)
+        if keep_states:
+            states.append(state)
         running = running & ~halt.stop
-        if parts.halter.adaptive and index >= first_with_gradient and not running.any():
+        may_end = parts.halter.adaptive and not depth.whole and index >= first_with_gradient
+        if may_end and not running.any():
             break
-    return Visit(read.to(prelude.dtype), taken, remainder)
+    read = weighted.to(prelude.dtype) if parts.halter.weighted else state
+    return Visit(read, taken, remainder, states, shares)

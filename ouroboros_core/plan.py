@@ -1,4 +1,4 @@
-"""A plan: what a run would be, from the base's config alone. Nothing has weights here."""
+"""A plan: what a run would be, from the base's config alone; or measured, with its weights and text."""
 
 from __future__ import annotations
 
@@ -14,24 +14,36 @@ from ouroboros_core.accounting import (
     kv_bytes_per_token,
     parameters,
     train_flops_per_token,
+    typical_depth,
 )
-from ouroboros_core.build import build, refuse_leaks
-from ouroboros_core.contracts import Depth
+from ouroboros_core.build import build, refuse_nonsense, split_of
+from ouroboros_core.contracts import LayerStatistics
+from ouroboros_core.data import Domain
+from ouroboros_core.errors import UserError
+from ouroboros_core.evaluation import score
 from ouroboros_core.host import PluginHost
+from ouroboros_core.judge import INTACT, KEPT
+from ouroboros_core.measure import calibration_rows, measure
+from ouroboros_core.model import StockLM, kept_once
+from ouroboros_core.run import read_text
 from ouroboros_core.rundir import own_tensors
 from ouroboros_core.settings import Settings
 
 
-def plan(settings: Settings, host: PluginHost) -> dict[str, Any]:
+def plan(settings: Settings, host: PluginHost, statistics: LayerStatistics | None = None) -> dict[str, Any]:
     """The split, the parameters by component, operations, memory and keys and values a token.
+
+    Args:
+        statistics: of the layers, where the splitter measures.
 
     Raises:
         UserError: a mistake in the settings, or no config of that name.
     """
-    refuse_leaks(settings)
+    refuse_nonsense(settings)
     config = pretrained.load_config(settings.base)
-    built = build(settings, host, pretrained.empty(config, settings.base.dtype))
+    built = build(settings, host, pretrained.empty(config, settings.base.dtype), statistics)
     model, count = built.model, parameters(built.model)
+    training = typical_depth(built.schedule, settings.train.steps, settings.train.seed)
     rows = by_component(model)
     itemsize = getattr(torch, settings.base.dtype).itemsize
     return {
@@ -42,11 +54,15 @@ def plan(settings: Settings, host: PluginHost) -> dict[str, Any]:
         "layers": model.split.total,
         "components": [{"component": name, "stored": stored, "trainable": learnt} for name, stored, learnt in rows],
         "parameters": asdict(count),
-        "turns": {"evaluation": settings.loop.turns, "training, at most": built.schedule.most},
+        "turns": {
+            "evaluation": settings.loop.turns,
+            "training, at most": built.schedule.most,
+            "training, on average": training.turns,
+        },
         "flops_per_token": {
             "length": settings.data.length,
             "forward": flops_per_token(model, settings.data.length),
-            "train step": train_flops_per_token(model, settings.data.length, Depth.full(built.schedule.most)),
+            "train step": train_flops_per_token(model, settings.data.length, training),
         },
         "kv_bytes_per_token": kv_bytes_per_token(model),
         "memory_bytes": {
@@ -55,3 +71,42 @@ def plan(settings: Settings, host: PluginHost) -> dict[str, Any]:
             "saved with the run": sum(t.numel() * t.element_size() for t in own_tensors(model).values()),
         },
     }
+
+
+def measured_plan(settings: Settings, host: PluginHost) -> dict[str, Any]:
+    """The plan, and what the weights tell before any training: the layers' picture, and what removing some costs.
+
+    The losses are on validation text, so that held-out text stays unread.
+
+    Raises:
+        UserError: as for a run; and a base whose weights are random, which has nothing to measure.
+    """
+    if settings.base.config is not None:
+        raise UserError("base.config makes random weights: there is nothing to measure. Leave out --measure")
+    base = pretrained.load(settings.base)
+    text = read_text(settings, base)
+    anatomy = host.anatomy(base.model.config)
+    rows = calibration_rows(settings)
+    statistics = measure(base.model, anatomy, text.train[:rows])
+    split = split_of(settings, anatomy, base.model, statistics)
+    models = {INTACT: base.model, KEPT: kept_once(base.model, anatomy, split)}
+    losses = {name: _loss(StockLM(model, anatomy), text.validation) for name, model in models.items()}
+    return {
+        **plan(settings, host, statistics),
+        "measured": {
+            "tokens": statistics.tokens,
+            "influence": (1 - statistics.cosine.diagonal(1)).tolist(),  # of each layer: Men 2024
+            "angle": statistics.angle.diagonal(1).tolist(),  # that each layer turns the state by: Gromov 2024
+            "kept": list(split.kept),
+            "looped": list(split.looped),
+            "validation_tokens": text.validation.tokens if text.validation else 0,
+            "losses": losses,
+        },
+    }
+
+
+def _loss(model: StockLM, domain: Domain | None) -> float | None:
+    if domain is None:
+        return None
+    heard = score(model, domain, 8, torch.device("cpu"))
+    return float(heard.nll.sum() / heard.tokens.sum())

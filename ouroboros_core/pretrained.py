@@ -1,4 +1,4 @@
-"""Pretrained base models: by known name, Hugging Face id, folder or GGUF file."""
+"""Base models: pretrained ones by known name, Hugging Face id, folder or GGUF file; and random ones from a config."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -50,11 +52,15 @@ class Pretrained:
 
     model: HFModel
     tokenizer: Any
-    fingerprint: str  # of names, shapes and a sample of the weights
+    fingerprint: str  # of names, shapes and a sample of the weights; of a random model, of its config
+    random: bool = False  # nobody trained it
 
 
-def load(base: BaseSettings) -> Pretrained:
+def load(base: BaseSettings, seed: int = 0) -> Pretrained:
     """The model, frozen and in evaluation mode on the CPU, and its tokenizer.
+
+    Args:
+        seed: of the weights, where they are random.
 
     Raises:
         UserError: it is not there (the line says how to get it), or is no causal language model.
@@ -62,6 +68,12 @@ def load(base: BaseSettings) -> Pretrained:
     with _quiet(), _explained(base.name):
         place, extra = _place(base)
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+        if base.config is not None:
+            config = _config(base, tokenizer)
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, base.dtype))
+            digest = hashlib.sha256(config.to_json_string().encode()).hexdigest()[:16]
+            return Pretrained(model.requires_grad_(False).eval(), tokenizer, digest, random=True)
         if "gguf_file" in extra:  # or the model is marked quantised: untrainable, and refuses to be saved
             extra["quantization_config"] = GgufConfig(dequantize=True)
         model, told = AutoModelForCausalLM.from_pretrained(
@@ -81,6 +93,8 @@ def load_config(base: BaseSettings) -> Any:
     """
     with _quiet(), _explained(base.name):
         place, extra = _place(base)
+        if base.config is not None:
+            return _config(base, AutoTokenizer.from_pretrained(place, **extra))
         return AutoConfig.from_pretrained(place, **extra)
 
 
@@ -99,6 +113,29 @@ def fingerprint(model: nn.Module) -> str:
         sample = flat[:: max(1, flat.numel() // 4096)].float().cpu()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _config(base: BaseSettings, tokenizer: Any) -> Any:
+    """The config of a model of random weights, with the tokenizer's vocabulary.
+
+    Raises:
+        UserError: no model type, or a key or value that this type of model does not take.
+    """
+    values = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, **(base.config or {})}
+    kind = values.pop("model_type", None)
+    if not isinstance(kind, str):
+        raise UserError("base.config names no model_type: for example --set base.config.model_type=llama")
+    plain = AutoConfig.for_model(kind)
+    if unknown := [key for key in values if callable(getattr(plain, key, callable))]:
+        near = get_close_matches(unknown[0], plain.to_dict(), n=1)
+        meant = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"base.config.{unknown[0]}: a {kind} config has no such key.{meant}")
+    if isinstance(size := values["vocab_size"], int) and size < len(tokenizer):
+        raise UserError(f"base.config.vocab_size={size}: the tokenizer of {base.name} has {len(tokenizer)} tokens")
+    try:
+        return AutoConfig.for_model(kind, **values)
+    except (StrictDataclassError, ArithmeticError, TypeError) as error:
+        raise UserError(f"base.config: {str(error).strip().splitlines()[-1].strip()}") from error
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,7 @@
 """Resolving: how defaults, file, flags and `--set` are laid over each other and checked.
 
-Precedence, later wins: defaults < file < slot flags < `--set`. Naming another part drops the options that belonged
-to the old one. A slot that takes several parts names them in a list; their options are `slot.part.option`.
+Precedence, later wins: defaults < preset < file < slot flags < `--set`. Naming another part drops the options that
+belonged to the old one. A slot that takes several parts names them in a list; their options are `slot.part.option`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def resolve(host: PluginHost, layers: Iterable[Layer]) -> Settings:
             if not isinstance(values, Mapping):
                 raise UserError(f"{name} = {values!r}: expected a table, for example {name}.key=value")
             if name in TABLES:
-                tables[name].update(values)
+                tables[name] = _laid(tables[name], values)
             else:
                 slots[Slot(name)].lay(values)
     checked = {name: fill(kind, tables[name], name) for name, kind in TABLES.items()}
@@ -136,6 +136,16 @@ def fill(kind: type[Options], values: Layer, where: str) -> Any:
         first = error.errors()[0]
         spot = ".".join([where, *(str(place) for place in first["loc"])])
         raise UserError(f"{spot} = {first['input']!r}: {first['msg']}") from error
+
+
+def _laid(under: Layer, over: Layer) -> dict[str, Any]:
+    """One table over another; tables within them too."""
+    both = {key: _laid(under[key], value) for key, value in over.items() if _nested(under.get(key), value)}
+    return {**under, **over, **both}
+
+
+def _nested(under: Any, over: Any) -> bool:
+    return isinstance(under, Mapping) and isinstance(over, Mapping)
 
 
 def _no_such(what: str, name: str, known: Sequence[str]) -> str:

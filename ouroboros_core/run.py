@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,20 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 
 from ouroboros_core import checks, pretrained, rundir
-from ouroboros_core.accounting import operations, parameters
-from ouroboros_core.anatomy import truncated
-from ouroboros_core.build import Built, build, control_settings, null_parts, refuse_leaks
+from ouroboros_core.accounting import Operations, operations, parameters, typical_depth
+from ouroboros_core.build import Built, build, control_settings, null_parts, refuse_nonsense
+from ouroboros_core.contracts import LayerStatistics
 from ouroboros_core.data import Text, align, prepare
+from ouroboros_core.devices import accelerator_for, peak_memory
 from ouroboros_core.errors import Interrupted, UserError
 from ouroboros_core.files import need_room
 from ouroboros_core.host import PluginHost
 from ouroboros_core.judge import CONTROL, INTACT, KEPT, TRAINED, Judge
-from ouroboros_core.model import RecursiveLM, StockLM
+from ouroboros_core.measure import measured
+from ouroboros_core.model import RecursiveLM, StockLM, kept_once
 from ouroboros_core.pretrained import Pretrained
 from ouroboros_core.reporting import Reporter, Silent
 from ouroboros_core.settings import Settings
@@ -44,13 +42,15 @@ class Outcome:
 
 
 def run(
-    settings: Settings, host: PluginHost, reporter: Reporter | None = None, *, resume: Path | None = None
-) -> Outcome:
+    settings: Settings, host: PluginHost, reporter: Reporter | None = None, *, resume: Path | None = None,
+    folder: Path | None = None,
+) -> Outcome:  # fmt: skip
     """Make the model recursive, train it, judge it on text it never saw, and write everything into a run folder.
 
     Args:
         settings: from `resolve`; of a run to be resumed, from `rundir.settings_of`.
         resume: the folder of an unfinished run.
+        folder: where a fresh run is written; None: a new name in `run.folder`.
 
     Raises:
         UserError: a mistake in the settings, or something that is not there.
@@ -58,8 +58,8 @@ def run(
         Interrupted: Ctrl-C; what was done is saved.
     """
     settings.forget_reads()
-    refuse_leaks(settings)
-    job = Job(settings, host, reporter or Silent(), resume)
+    refuse_nonsense(settings)
+    job = Job(settings, host, reporter or Silent(), resume, folder)
     job.check()
     job.begin()
     try:
@@ -72,21 +72,25 @@ def run(
 class Job:
     """A run in pieces. Making one loads, reads and builds everything, and writes nothing."""
 
-    def __init__(self, settings: Settings, host: PluginHost, reporter: Reporter, resume: Path | None) -> None:
+    def __init__(
+        self, settings: Settings, host: PluginHost, reporter: Reporter, resume: Path | None, folder: Path | None = None
+    ) -> None:
         self.settings, self.host = settings, host
         self.accelerator = accelerator_for(settings.base.device)
         self.reporter = reporter if self.accelerator.is_main_process else Silent()
         self.seconds: dict[str, float] = {}
-        fresh = rundir.new_name(settings)
+        fresh = rundir.new_name(settings, folder)
         self.resumed, self.folder = bool(resume), resume or fresh
         with self.stage("load the base model"):
-            self.base = pretrained.load(settings.base)
+            self.base = pretrained.load(settings.base, settings.train.seed)
             self.base.model.to(self.accelerator.device)
             self.stock = StockLM(self.base.model, host.anatomy(self.base.model.config))
         with self.stage("read the text"):
             self.text = read_text(settings, self.base)
         with self.stage("build the recursive model"):
-            self.built = build(settings, host, self.base.model)
+            self.statistics = self._statistics()
+            self.built = build(settings, host, self.base.model, self.statistics)
+            self._must_make_sense()
             self.control = self._control() if settings.eval.control else None
         self.training = self._training(self.built)
         self.judgement = Judge(settings.eval, self.text, self.accelerator.device, self.reporter)
@@ -121,7 +125,7 @@ class Job:
         if self.resumed:
             must_be_same(self.folder, facts)
         elif self.accelerator.is_main_process:
-            self.folder = rundir.begin(self.folder, self.settings, facts)
+            self.folder = rundir.begin(self.folder, self.settings, facts, self.statistics)
         (self.folder,) = broadcast_object_list([self.folder])  # every process in the folder that the first one made
 
     def train(self) -> None:
@@ -142,7 +146,7 @@ class Job:
         evaluation = {
             "domains": domains,
             "parameters": {name: asdict(parameters(model)) for name, model in models.items()},
-            "per_token": {name: asdict(operations(model, self.settings.data.length)) for name, model in models.items()},
+            "per_token": {name: asdict(self._operations(name, model)) for name, model in models.items()},
             "split": self.built.model.split.drawn(self.settings.loop.turns),
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory(),
@@ -154,12 +158,8 @@ class Job:
     def models(self) -> dict[str, RecursiveLM | StockLM]:
         """What is compared, by name."""
         anatomy, split = self.built.model.anatomy, self.built.model.split
-        short = truncated(anatomy, self.base.model, [i for segment in split.segments for i in segment.layers])
-        found: dict[str, RecursiveLM | StockLM] = {
-            INTACT: self.stock,
-            KEPT: StockLM(short, anatomy),
-            TRAINED: self.built.model,
-        }
+        found: dict[str, RecursiveLM | StockLM] = {} if self.base.random else {INTACT: self.stock}
+        found |= {KEPT: StockLM(kept_once(self.base.model, anatomy, split), anatomy), TRAINED: self.built.model}
         return found | ({CONTROL: self.control.model} if self.control else {})
 
     @contextmanager
@@ -170,14 +170,31 @@ class Job:
         yield
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
+    def _statistics(self) -> LayerStatistics | None:
+        return measured(self.settings, self.base.model, self.stock.anatomy, self.text.train)
+
+    def _must_make_sense(self) -> None:
+        if not self.base.random:
+            return
+        frozen = [name for name, parameter in self.built.model.base.named_parameters() if not parameter.requires_grad]
+        if frozen:
+            raise UserError(f"base.config makes random weights, and {frozen[0]} would stay random: add --adapter full")
+        if self.built.wants_teacher:
+            raise UserError("base.config makes random weights, and an objective would learn from them: leave it out")
+
     def _control(self) -> Built:
-        built = build(control_settings(self.settings, self.host), self.host, self.base.model)
+        built = build(control_settings(self.settings, self.host), self.host, self.base.model, self.statistics)
         if not any(parameter.requires_grad for parameter in built.model.parameters()):
             raise UserError(
                 "--control: without an adapter the control has nothing to train, it is the kept layers. Give both "
                 "one, for example --adapter coda-lora, or leave --control out"
             )
         return built
+
+    def _operations(self, name: str, model: RecursiveLM | StockLM) -> Operations:
+        train, built = self.settings.train, self.control if name == CONTROL else self.built
+        depth = typical_depth(built.schedule, train.steps, train.seed) if built else None
+        return operations(model, self.settings.data.length, depth)
 
     def _training(self, built: Built) -> Training:
         teacher = self.stock if built.wants_teacher else None
@@ -192,21 +209,6 @@ class Job:
         if self.accelerator.is_main_process:
             rundir.save_parts(training.built.model, self.base, folder)
         self.accelerator.wait_for_everyone()
-
-
-def accelerator_for(device: str) -> Accelerator:
-    """Accelerate on the wanted kind of device.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if device not in ("auto", "cpu", "cuda", "mps"):
-        raise UserError(f"base.device = '{device}': choose auto, cpu, cuda or mps")
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device, True):
-        raise UserError(f"base.device = '{device}': torch sees none here. Choose auto or cpu")
-    sharing = DistributedDataParallelKwargs(broadcast_buffers=False)  # the frozen bases are the same everywhere
-    return Accelerator(cpu=device == "cpu", kwargs_handlers=[sharing])
 
 
 def read_text(settings: Settings, base: Pretrained) -> Text:
@@ -241,9 +243,3 @@ def room(built: Built, keep: int) -> int:
     trained = sum(4 * p.numel() for p in built.model.parameters() if p.requires_grad)
     parts = sum(t.numel() * t.element_size() for t in rundir.own_tensors(built.model).values())
     return parts + 3 * trained * (keep + 1)
-
-
-def peak_memory() -> int:
-    """The most memory the process held, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ouroboros_core import pretrained
+from ouroboros_core import measure, pretrained
 from ouroboros_core.build import Built, build
+from ouroboros_core.contracts import LayerStatistics, Slot
 from ouroboros_core.errors import UserError
 from ouroboros_core.files import sha256, write, written_aside
 from ouroboros_core.host import PluginHost
@@ -25,7 +26,7 @@ from ouroboros_core.pretrained import Pretrained
 from ouroboros_core.resolve import read_file, resolve
 from ouroboros_core.settings import Settings
 
-RESOLVED, MANIFEST, EVALUATION = "resolved.toml", "manifest.json", "evaluation.json"
+RESOLVED, MANIFEST, EVALUATION, LAYERS = "resolved.toml", "manifest.json", "evaluation.json", "layers.json"
 PARTS, CHECKSUM = "parts.safetensors", "parts.sha256"
 
 
@@ -38,13 +39,17 @@ class Loaded:
     settings: Settings
 
 
-def new_name(settings: Settings) -> Path:
-    """`runs/20261122-101500-run`. The folder is made by `begin`."""
-    return Path(settings.run.folder) / f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{settings.run.name}"
+def new_name(settings: Settings, folder: Path | None = None) -> Path:
+    """`folder`, or `runs/20261122-101500-run`. It is made by `begin`."""
+    stamped = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{settings.run.name}"
+    named = Path(settings.run.folder) / stamped  # read in any case: a cell of a comparison has these settings too
+    return folder or named
 
 
-def begin(folder: Path, settings: Settings, facts: dict[str, Any]) -> Path:
-    """Make a run folder with its settings and manifest, whole. Returns `folder`, or `folder-2` if that one is taken.
+def begin(folder: Path, settings: Settings, facts: dict[str, Any], statistics: LayerStatistics | None = None) -> Path:
+    """Make a run folder with its settings and manifest, and what was measured of the layers: whole, or not at all.
+
+    Returns `folder`, or `folder-2` if that one is taken.
 
     Raises:
         UserError: the place cannot be written.
@@ -54,6 +59,8 @@ def begin(folder: Path, settings: Settings, facts: dict[str, Any]) -> Path:
             with written_aside(name) as aside:
                 (aside / RESOLVED).write_text(tomli_w.dumps(settings.tables()))
                 (aside / MANIFEST).write_text(json.dumps({**facts, **_circumstances()}, indent=2))
+                if statistics:
+                    (aside / LAYERS).write_text(measure.dumps(statistics))
             return name
         except FileExistsError:
             continue
@@ -83,9 +90,9 @@ def save_parts(model: nn.Module, base: Pretrained, folder: Path) -> None:
 
 
 def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What is saved: trainable tensors, and everything, frozen bases too, that belongs to the loops."""
-    state = model.state_dict(keep_vars=True)
-    return {name: t for name, t in state.items() if t.requires_grad or name.startswith("loops.")}
+    """What is saved: trainable tensors, and everything, frozen bases too, that belongs to the loops. Tied ones once."""
+    state = {id(t): (name, t) for name, t in reversed(model.state_dict(keep_vars=True).items())}
+    return {name: t for name, t in reversed(state.values()) if t.requires_grad or name.startswith("loops.")}
 
 
 def load_parts(model: nn.Module, folder: Path) -> None:
@@ -115,9 +122,10 @@ def load_run(folder: Path | str, host: PluginHost | None = None) -> Loaded:
     """
     folder, host = Path(folder), host or PluginHost.installed()
     settings = settings_of(folder, host)
-    base = pretrained.load(settings.base)
+    base = pretrained.load(settings.base, settings.train.seed)
     must_be_base_of(folder, base)
-    built = build(settings, host, base.model, fill_bases=False)
+    statistics = measure.loads(folder / LAYERS) if settings.one(Slot.SPLITTER).part.measures else None
+    built = build(settings, host, base.model, statistics, fill_bases=False)
     load_parts(built.model, folder)
     built.model.eval()
     return Loaded(built, base, settings)

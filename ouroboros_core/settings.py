@@ -16,13 +16,18 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BaseSettings(Options):
-    """The pretrained model."""
+    """The base: a pretrained model, or one of random weights made from a config."""
 
     name: str = Field(
         "smollm2-135m",
         description="a known name, a Hugging Face id, a folder, a GGUF file, or (plan only) a config.json",
     )
     revision: str | None = Field(None, description="of a Hugging Face id; None: its newest")
+    config: dict[str, Any] | None = Field(
+        None,
+        description="make a model of random weights from this transformers config (model_type, hidden_size, ...), with "
+        "the tokenizer of `name`; None: the pretrained model",
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the frozen weights")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
 
@@ -42,6 +47,9 @@ class DataSettings(Options):
     length: int = Field(256, ge=2, description="tokens of a training or evaluation sequence")
     column: str | None = Field(None, description="of the text, in files and data sets of rows; None: text")
     split: str | None = Field(None, description="of a Hugging Face data set; None: train")
+    calibration: int | None = Field(
+        None, ge=256, description="tokens of training text that a splitter which measures reads; None: 4096"
+    )
     apart: float | None = Field(
         None,
         gt=0,

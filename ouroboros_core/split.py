@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise, takewhile
 
 from ouroboros_core.errors import UserError
+
+MANY = 5  # layers at equal distances: as many are not named one by one
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Layers that run in order: once, or once each turn. Layers are numbered as in the intact model."""
+    """Layers that run in order: once, or once each turn. Layers are numbered as in the intact model.
+
+    `stands_for[turn][place]` is the layer of the intact model that a looped layer stands for at a turn, where the
+    turns share out the model's depth; later turns stand for the same as the last one. Empty: for none in particular.
+    """
 
     layers: tuple[int, ...]
     looped: bool = False
+    stands_for: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
 class Split:
     """An ordered list of segments. What no segment names is removed.
 
-    `residual_layers` are the layers whose difference from the looped ones the SVD bases hold: as a rule the
-    removed ones.
+    `residual_layers` are the layers whose difference from the looped ones the SVD bases hold: as a rule the removed
+    ones. `averaged` tells which layers a kept one starts as the mean of; one that is not named starts as itself.
     """
 
     total: int  # layers of the intact model
     segments: tuple[Segment, ...]
     residual_layers: tuple[int, ...]
+    averaged: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a split that the model cannot be cut into.
@@ -51,6 +61,11 @@ class Split:
         return tuple(sorted({i for segment in self.segments if segment.looped for i in segment.layers}))
 
     @property
+    def order(self) -> tuple[int, ...]:
+        """The kept layers in the order they run, one turn each."""
+        return tuple(i for segment in self.segments for i in segment.layers)
+
+    @property
     def coda(self) -> tuple[int, ...]:
         """The layers that run after the last loop."""
         after = max(place for place, segment in enumerate(self.segments) if segment.looped)
@@ -62,21 +77,45 @@ class Split:
         return tuple(sorted(set(range(self.total)) - set(self.kept)))
 
     def drawn(self, turns: int) -> str:
-        """One line for people: `0-6 | 15 x 4 | 23-29   (removed: 7-14, 16-22)`."""
-        shown = [
-            f"{ranges(segment.layers)} x {turns}" if segment.looped else ranges(segment.layers)
-            for segment in self.segments
-            if segment.layers
-        ]
+        """One line for people: `0-6 | 15 x 4 | 23-29   (removed: 7-14, 16-22)`.
+
+        Loops of one layer that follow each other are drawn as one: `0, 2, ... 28 each x 2`.
+        """
+        shown = []
+        for alone, group in groupby(self.segments, lambda segment: segment.looped and len(segment.layers) == 1):
+            segments = [segment for segment in group if segment.layers]
+            if alone and len(segments) > 1:
+                shown.append(self._drawn(tuple(segment.layers[0] for segment in segments), f" each x {turns}"))
+            else:
+                shown += [self._drawn(each.layers, f" x {turns}" if each.looped else "") for each in segments]
         return " | ".join(shown) + (f"   (removed: {ranges(self.removed)})" if self.removed else "")
+
+    def _drawn(self, layers: tuple[int, ...], repeated: str) -> str:
+        counts = sorted({len(self.averaged.get(i, (i,))) for i in layers})
+        each = "each " if len(layers) > 1 else ""
+        mean = f" ({each}the mean of {' or '.join(map(str, counts))})" if counts != [1] else ""
+        return ranges(layers) + repeated + mean
 
 
 def ranges(numbers: tuple[int, ...]) -> str:
-    """`(0, 1, 2, 5)` as `0-2, 5`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
+    """`(0, 1, 2, 5)` as `0-2, 5`, and many at equal distances, `(0, 2, 4, 6, 8)`, as `0, 2, ... 8`."""
+    shown = []
+    while numbers:
+        run = _evenly_spaced(numbers)
+        step = run[1] - run[0] if len(run) > 1 else 0
+        if step == 1:
+            shown.append(f"{run[0]}-{run[-1]}")
+        elif len(run) >= MANY:
+            shown.append(f"{run[0]}, {run[1]}, ... {run[-1]}")
         else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+            run = run[:1]  # the next may begin a range
+            shown.append(str(run[0]))
+        numbers = numbers[len(run) :]
+    return ", ".join(shown)
+
+
+def _evenly_spaced(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """The longest beginning whose numbers have equal distances."""
+    steps = [b - a for a, b in pairwise(numbers)]
+    same = takewhile(lambda step: step == steps[0], steps)
+    return numbers[: 1 + len(list(same))]

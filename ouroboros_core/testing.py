@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ouroboros_core.anatomy import HFModel
-from ouroboros_core.contracts import LoopFacts, TapFacts, Turn
+from ouroboros_core.contracts import Factors, LoopFacts, TapFacts, Turn
 
 WORDS = [
     "the",
@@ -63,32 +63,55 @@ def tiny_tokenizer(text: str = " ".join(WORDS), vocabulary: int = 320) -> PreTra
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<end>")
 
 
-def tiny_base(folder: Path, layers: int = 6, family: str = "llama") -> Path:
+def tiny_base(folder: Path | str, layers: int = 6, family: str = "llama") -> Path:
     """A folder with a tiny model and tokenizer, to be given as `--base`."""
     tiny_model(layers, family).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return Path(folder)
 
 
 def loop_facts(width: int = 16, turns: int = 3, trained_turns: int | None = None) -> LoopFacts:
-    """Facts of an imagined block with two linears, `0.q` and `0.down`, and seeded random bases."""
+    """Facts of an imagined block with two linears, `0.q` and `0.down`, and seeded random bases and residuals."""
     taps = {"0.q": TapFacts(width, width), "0.down": TapFacts(2 * width, width)}
 
-    def bases(rank: int) -> Mapping[str, tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(0)
-        return {
-            name: (
-                torch.randn(rank, tap.inputs, generator=generator),
-                torch.randn(tap.outputs, rank, generator=generator),
-            )
-            for name, tap in taps.items()
-        }
+    generator = torch.Generator()
 
-    return LoopFacts(width, turns, trained_turns or turns, taps, bases)
+    def drawn(rank: int, tap: TapFacts) -> Factors:
+        return tuple(torch.randn(*shape, generator=generator) for shape in ((rank, tap.inputs), (tap.outputs, rank)))  # type: ignore[return-value]
+
+    def bases(rank: int) -> Mapping[str, Factors]:
+        generator.manual_seed(0)
+        return {name: drawn(rank, tap) for name, tap in taps.items()}
+
+    def residuals(rank: int) -> Mapping[str, Sequence[Factors]]:
+        generator.manual_seed(1)
+        return {name: [drawn(rank, tap) for _ in range(turns)] for name, tap in taps.items()}
+
+    return LoopFacts(width, turns, trained_turns or turns, taps, bases, residuals)
 
 
-def a_turn(batch: int = 2, tokens: int = 5, index: int = 0, last: bool = False, spent: Tensor | None = None) -> Turn:
+class PlainReader:
+    """Reads a state with a seeded head of `words` words, and no norm and no coda before it."""
+
+    def __init__(self, width: int, words: int = 11) -> None:
+        self.head = torch.randn(words, width, generator=torch.Generator().manual_seed(0))
+
+    def normed(self, state: Tensor) -> Tensor:
+        """The state itself."""
+        return state
+
+    def logits(self, state: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, words)."""
+        return state @ self.head.T.to(state)
+
+
+def a_turn(
+    batch: int = 2, tokens: int = 5, index: int = 0, last: bool = False, spent: Tensor | None = None,
+    prelude: Tensor | None = None, seed: int = 0, width: int = 16,
+) -> Turn:  # fmt: skip
     """A turn over unpadded tokens."""
     positions = torch.arange(tokens).expand(batch, -1)
     spent = torch.zeros(batch, tokens) if spent is None else spent
-    return Turn(index, last, positions, torch.ones(batch, tokens, dtype=torch.bool), spent, seed=0)
+    prelude = torch.zeros(batch, tokens, width) if prelude is None else prelude
+    mask = torch.ones(batch, tokens, dtype=torch.bool)
+    return Turn(index, last, positions, mask, spent, prelude, PlainReader(prelude.shape[-1]), seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,8 +18,10 @@ class Trace:
     hidden: Tensor  # (B, T, D) after the final norm
     head: Tensor  # (V, D)
     taken: Tensor  # (B, T) turns each token took
-    remainder: Tensor  # (B, T) weight of its last state in the read-out
+    remainder: Tensor  # (B, T) share of its last state
     teacher: Trace | None = None  # the intact model on the same tokens
+    turns: Sequence[Tensor] = ()  # (B, T, D) each turn's state, read like the last one; where an objective wants them
+    shares: Sequence[Tensor] = ()  # (B, T) the probability that each turn is the last, where the halter gives any
 
     def logits(self) -> Tensor:
         """(B, T, V), in the hidden states' dtype."""
@@ -27,6 +30,10 @@ class Trace:
     def nll(self, labels: Tensor) -> Tensor:
         """Negative log-likelihood of aligned labels. (B, T) -> (B, T), nats."""
         return token_nll(self.hidden, self.head, labels)
+
+    def nll_by_turn(self, labels: Tensor) -> list[Tensor]:
+        """The same of every turn, as if the loop had ended there. (B, T) -> a list of (B, T), nats."""
+        return [token_nll(hidden, self.head, labels) for hidden in self.turns]
 
     def kl_from(self, teacher: Trace, temperature: float) -> Tensor:
         """How far the model is from a teacher, token by token. -> (B, T), nats."""

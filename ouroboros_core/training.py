@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +21,7 @@ from ouroboros_core.build import Built
 from ouroboros_core.contracts import Depth
 from ouroboros_core.data import align, rows_of_step
 from ouroboros_core.errors import CheckFailed, Interrupted, UserError
-from ouroboros_core.gradients import WATCHED_STEPS, GradientWatch
+from ouroboros_core.gradients import GradientWatch
 from ouroboros_core.losses import IGNORE
 from ouroboros_core.model import StockLM
 from ouroboros_core.reporting import Progress, Reporter
@@ -38,12 +39,12 @@ class Loss(nn.Module):
     def __init__(self, built: Built, teacher: StockLM | None) -> None:
         super().__init__()
         self.model = built.model
-        self.objectives = built.objectives
+        self.objectives, self.wants_turns = built.objectives, built.wants_turns
         self._teacher = (teacher,)  # in a tuple, so that it is no part of this module
 
-    def forward(self, ids: Tensor, labels: Tensor, depth: Depth) -> dict[str, Tensor]:
+    def forward(self, ids: Tensor, labels: Tensor, depth: Depth, seed: int = 0) -> dict[str, Tensor]:
         """What each objective contributes, summed over the labelled tokens. ids, labels (B, T)."""
-        trace = self.model(ids, depth=depth)
+        trace = self.model(ids, depth=depth, seed=seed, keep_turns=self.wants_turns)
         (teacher,) = self._teacher
         if teacher is not None:
             with torch.no_grad():
@@ -75,10 +76,10 @@ class Training:
         self._must_share_out()
         if settings.warmup >= settings.steps:
             raise UserError(f"train.warmup={settings.warmup} is not less than train.steps={settings.steps}: lower it")
-        if not (groups := parameter_groups(built.model, settings.weight_decay)):
+        if not (groups := parameter_groups(built.model, settings.weight_decay, built.rates)):
             raise UserError("nothing learns: every part is without parameters, and the adapter leaves the base frozen")
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
-        self.peak = settings.lr
+        self.peaks = [settings.lr if rate is None else rate for rate, _ in groups]
+        optimizer = torch.optim.AdamW([group for _, group in groups], lr=settings.lr, betas=settings.betas)
         self.shape = get_scheduler("cosine", optimizer, settings.warmup, settings.steps + 1).lr_lambdas[0]
         self.loss, self.optimizer = accelerator.prepare(Loss(built, teacher), optimizer)
         self.watch = GradientWatch(built.model)
@@ -97,12 +98,14 @@ class Training:
         torch.manual_seed(self.seed + self.accelerator.process_index)  # whatever ran before; a resume overrides it
         start = self._resume()
         self.loss.train()
+        told = False
         with interruptible() as interrupted:
             for step in range(start, self.steps):
                 progress = self._step(step)
                 self._record(progress)
-                if step + 1 == min(start + WATCHED_STEPS, self.steps):
+                if not told and (self.watch.done or step + 1 == self.steps):
                     self.reporter.check(self.watch.verdict())
+                    told = True
                 stop = self._any(interrupted())
                 if (step + 1) % self.save_every == 0 or step + 1 == self.steps or stop:
                     self._save(step + 1)
@@ -120,19 +123,22 @@ class Training:
         return [every[i : i + size] for i in range(rank * size, self.batch, size * world)]
 
     def _step(self, step: int) -> Progress:
-        rate = self.peak * self.shape(step + 1)  # from 1, so that the first step has a rate, and the last still has
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        shape = self.shape(step + 1)  # from 1, so that the first step has a rate, and the last still has
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * shape
         depth = self.built.schedule(step, step / self.steps, self.seed)
         began = time.perf_counter()
-        terms, tokens = backward(self.loss, self.batches(step), depth, self.accelerator)
+        seed = self.seed * 1_000_003 + step  # of random states, which must not be the same at every step
+        terms, tokens = backward(self.loss, self.batches(step), depth, self.accelerator, seed)
         norm = float(self.accelerator.clip_grad_norm_(self.loss.parameters(), self.clip))
         if not math.isfinite(norm + sum(terms.values())):
             self._give_up(step, terms, norm)
-        self.watch.look()
+        # one turn alone leaves a learned exit nothing to decide
+        self.watch.look(counts=depth.turns > 1 or self.built.schedule.most == 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         speed = tokens / (time.perf_counter() - began)
+        rate = self.optimizer.param_groups[0]["lr"]
         return Progress(step + 1, self.steps, sum(terms.values()), terms, rate, norm, depth.turns, speed)
 
     def _give_up(self, step: int, terms: dict[str, float], norm: float) -> None:
@@ -178,7 +184,7 @@ class Training:
 
 
 def backward(
-    loss: Callable[..., dict[str, Tensor]], batches: list[Batch], depth: Depth, accelerator: Accelerator
+    loss: Callable[..., dict[str, Tensor]], batches: list[Batch], depth: Depth, accelerator: Accelerator, seed: int = 0
 ) -> tuple[dict[str, float], int]:
     """Gradients of one optimiser step, normalised by the labelled tokens of the whole step.
 
@@ -194,22 +200,34 @@ def backward(
     sums: dict[str, Tensor] = {}
     for number, (ids, labels) in enumerate(batches, start=1):
         with accelerator.no_sync(loss) if number < len(batches) else nullcontext():
-            terms = loss(ids, labels, depth)
+            terms = loss(ids, labels, depth, seed)
             accelerator.backward(torch.stack(list(terms.values())).sum() * share)
         for name, term in terms.items():
             sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
     return {name: float(accelerator.reduce(total, "sum")) / tokens for name, total in sums.items()}, tokens
 
 
-def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
-    """Trainable parameters, matrices with weight decay. Biases, norms, embeddings and rows by turn are not decayed."""
+def parameter_groups(
+    model: nn.Module, decay: float, rates: Mapping[str, float]
+) -> list[tuple[float | None, dict[str, Any]]]:
+    """Trainable parameters, matrices with weight decay. Biases, norms, embeddings and rows by turn are not decayed.
+
+    Args:
+        rates: own peak rate of some, by name.
+
+    Returns:
+        Own rate, or None for the run's, and group; those at the run's rate first.
+    """
     tables = (TurnTable, nn.Embedding)
     spared = {id(p) for module in model.modules() if isinstance(module, tables) for p in module.parameters()}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    free = [p for p in trainable if p.ndim < 2 or id(p) in spared]
-    decayed = [p for p in trainable if not (p.ndim < 2 or id(p) in spared)]
-    groups = [{"params": decayed, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[float | None, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = rates.get(name), parameter.ndim < 2 or id(parameter) in spared
+            group = groups.setdefault(key, {"params": [], "weight_decay": 0.0 if key[1] else decay})
+            group["params"].append(parameter)
+    found = [(rate, group) for (rate, _), group in groups.items()]
+    return sorted(found, key=lambda pair: pair[0] is not None)
 
 
 def _cut(metrics: Path, step: int) -> None:

@@ -44,11 +44,59 @@ def run(
 @app.command()
 @takes_settings
 @told_in_one_line
-def plan(layers: Layers, third_party: ThirdParty = True, json: Json = False) -> None:
+def plan(
+    layers: Layers,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="load the weights: layer statistics, and the loss of the kept layers")
+    ] = False,
+    third_party: ThirdParty = True,
+    json: Json = False,
+) -> None:
     """Show the split, parameters, operations and memory of a run, from the base's config alone."""
     from ouroboros_cli.planning import plan_and_show
 
-    plan_and_show(layers, third_party=third_party, json=json)
+    plan_and_show(layers, measure=measure, third_party=third_party, json=json)
+
+
+@app.command()
+@takes_settings
+@told_in_one_line
+def compare(
+    layers: Layers,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(help="a variant: a preset, and what differs: 'ouroboros modulator=none'", show_default=False),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="trainings of each variant, from train.seed on", show_default="2")
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            help="what the trained control learns with if the first variant has no adapter; none: no control",
+            show_default="adapter=full adapter.rate=1e-4",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with an unfinished comparison: its folder", show_default=False)
+    ] = None,
+    third_party: ThirdParty = True,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train several variants on one budget, with every seed, and print one table with the trained control in it."""
+    from ouroboros_cli.comparing import compare_and_show
+
+    compare_and_show(layers, preset or [], seeds, control, resume, third_party=third_party, json=json, quiet=quiet)
+
+
+@app.command("list-presets")
+@told_in_one_line
+def list_presets(third_party: ThirdParty = True, json: Json = False) -> None:
+    """Show every preset: published systems as named settings."""
+    from ouroboros_cli.listing import show_presets
+
+    show_presets(third_party=third_party, json=json)
 
 
 @app.command("list-plugins")
@@ -67,12 +115,15 @@ def list_plugins(
 @app.command()
 @told_in_one_line
 def describe(
-    slot: Annotated[str, typer.Argument(help="a slot, for example gate")],
-    name: Annotated[str, typer.Argument(help="a part of it, for example sigmoid")],
+    slot: Annotated[str, typer.Argument(help="a slot, for example gate; or preset")],
+    name: Annotated[str, typer.Argument(help="a part of it, for example sigmoid; or a preset")],
     third_party: ThirdParty = True,
     json: Json = False,
 ) -> None:
-    """Show a part's options with type, default and help, and the paper it is from."""
-    from ouroboros_cli.listing import show_part
+    """Show a part's options with type, default and help, and the paper it is from; or what a preset sets."""
+    from ouroboros_cli.listing import show_part, show_preset
 
-    show_part(slot, name, third_party=third_party, json=json)
+    if slot == "preset":
+        show_preset(name, third_party=third_party, json=json)
+    else:
+        show_part(slot, name, third_party=third_party, json=json)

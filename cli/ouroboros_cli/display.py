@@ -54,7 +54,7 @@ class Display:
     def stage(self, name: str) -> None:
         """A heading, and a new bar."""
         self._bar(name, None)
-        self.console.print(f"[bold]{name}[/bold]", highlight=False)
+        self.console.print(f"[bold]{escape(name)}[/bold]", highlight=False)
 
     def check(self, result: CheckResult) -> None:
         """One line a check."""

@@ -6,11 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ouroboros_core.slots import Slot
+
+if TYPE_CHECKING:
+    from ouroboros_core.host import PluginHost
 
 SHORT: dict[str, tuple[str, type, str]] = {
     "base": ("base.name", str, "pretrained model: a known name, a Hugging Face id, a folder, a GGUF file"),
@@ -32,12 +35,14 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """
     declared = inspect.signature(command, eval_str=True).parameters.values()
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in declared if p.name != "layers"]
-    shared = [*_file(), *(_slot(slot) for slot in Slot), *(_short(name) for name in SHORT), _set()]
+    mine = {p.name for p in own}
+    every = [*_file(), _preset(), *(_slot(slot) for slot in Slot), *(_short(name) for name in SHORT), _set()]
+    shared = [p for p in every if p.name not in mine]
 
     @wraps(command)
     def with_flags(**given: Any) -> None:
-        mine = {p.name: given.pop(p.name) for p in own}
-        command(layers=Layers(given), **mine)
+        kept = {name: given.pop(name) for name in mine}
+        command(layers=Layers(given), **kept)
 
     parameters = [*shared, *own]
     with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -56,18 +61,19 @@ class Layers:
         """Nothing was said."""
         return all(value is None or value == [] for value in self.given.values())
 
-    def read(self) -> list[Mapping[str, Any]]:
-        """File < slot flags < short flags < `--set`."""
+    def read(self, host: PluginHost) -> list[Mapping[str, Any]]:
+        """Preset < file < slot flags < short flags < `--set`."""
         from ouroboros_core.resolve import assignment, read_file
 
+        preset = [host.preset(name).settings] if (name := self.given.get("preset")) else []
         file = [read_file(self.given["file"])] if self.given["file"] else []
         slots = [{slot.value: {"use": _names(self.given[slot])}} for slot in Slot if self.given[slot] is not None]
         short = []
         for name, (path, _, _) in SHORT.items():
             table, key = path.split(".")
-            if (value := self.given[name.replace("-", "_")]) is not None:
+            if (value := self.given.get(name.replace("-", "_"))) is not None:
                 short.append({table: {key: value}})
-        return [*file, *slots, *short, *(assignment(text) for text in self.given["settings"])]
+        return [*preset, *file, *slots, *short, *(assignment(text) for text in self.given["settings"])]
 
 
 def _names(text: str) -> str | list[str]:
@@ -80,6 +86,13 @@ def _file() -> list[inspect.Parameter]:
         Path | None, typer.Argument(help="settings, for example a run's resolved.toml", show_default=False)
     ]
     return [_parameter("file", annotation, None)]
+
+
+def _preset() -> inspect.Parameter:
+    option = typer.Option(
+        "--preset", help="a published system by name; `ouro list-presets` shows them", show_default=False
+    )
+    return _parameter("preset", Annotated[str | None, option], None)
 
 
 def _slot(slot: Slot) -> inspect.Parameter:

@@ -14,16 +14,15 @@ def run_and_show(layers: Layers, resume: Path | None, *, third_party: bool, json
     """Run, and print the table, or JSON, on stdout."""
     if resume and not layers.empty:
         raise UserError("--resume takes every setting from the run's folder: leave out the other settings")
-    given = layers.read()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with _watching(quiet) as display:
+    with watching(quiet) as display:
         from ouroboros_core.host import PluginHost
         from ouroboros_core.resolve import resolve
         from ouroboros_core.run import run
         from ouroboros_core.rundir import settings_of
 
         host = PluginHost.installed(third_party=third_party)
-        settings = settings_of(resume, host) if resume else resolve(host, given)
+        settings = settings_of(resume, host) if resume else resolve(host, layers.read(host))
         outcome = run(settings, host, display, resume=resume)
     if not outcome.speaker:
         return
@@ -35,7 +34,8 @@ def run_and_show(layers: Layers, resume: Path | None, *, third_party: bool, json
         show_outcome(outcome)
 
 
-def _watching(quiet: bool):  # type: ignore[no-untyped-def]
+def watching(quiet: bool):  # type: ignore[no-untyped-def]
+    """The live display, or nothing."""
     from contextlib import nullcontext
 
     from ouroboros_cli.display import Display

@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from ouroboros_cli.app import app
+from ouroboros_cli.flags import Layers, takes_settings
 from ouroboros_core.contracts import Slot
 from ouroboros_core.host import PluginHost
+from ouroboros_core.resolve import resolve
 
 QWEN = Path(__file__).parent.parent / "data" / "qwen2.5-3b" / "config.json"
 
@@ -64,7 +67,8 @@ def test_list_plugins_names_every_part_and_default(ouro):
 def test_list_plugins_as_json_of_one_slot(ouro):
     _, out, _ = ouro("list-plugins", "--slot", "gate", "--json")
     builtin = json.loads(out)[0]
-    assert {part["name"] for part in builtin["parts"]} == {"sigmoid", "none"}
+    offered = {part.name for _, part in PluginHost.installed(third_party=False).parts(Slot.GATE)}
+    assert {part["name"] for part in builtin["parts"]} == offered > {"sigmoid", "none"}
     assert builtin["error"] is None
 
 
@@ -94,6 +98,108 @@ def test_describe_shows_options_source_and_schema(ouro):
     assert json.loads(out)["options"]["properties"]["rank"]["default"] == 32
 
 
+def test_list_presets_names_each_with_its_source(ouro):
+    code, out, _ = ouro("list-presets")
+    told = json.loads(ouro("list-presets", "--json")[1])
+    assert code == 0
+    ours = [preset for _, preset in PluginHost.installed(third_party=False).presets()]
+    assert {"ouroboros", "relaxed"} < {preset.name for preset in ours}
+    for preset in ours:
+        assert f" {preset.name} " in out
+        row = {"name": preset.name, "summary": preset.summary, "source": preset.source, "plugin": "builtin"}
+        assert row in told
+
+
+def test_describe_tells_a_presets_parts_what_it_changes_and_how_faithful_it_is(ouro):
+    code, out, _ = ouro("describe", "preset", "relaxed")
+    assert code == 0
+    for line in (r"splitter +cycle", r"modulator +lora", r"objective +next-token, distill", r"adapter +full"):
+        assert re.search(rf"^ *{line} *$", out, re.MULTILINE), line
+    for line in (r"loop\.turns +2 +4", r"train\.lr +0\.0003 +0\.003"):
+        assert re.search(rf"^ *{line} *$", out, re.MULTILINE), line
+    for heading in ("preset relaxed", "Source: Bae 2024", "Faithful: ", "Open: "):
+        assert heading in out
+
+
+@pytest.mark.parametrize("name", ["ouroboros", "relaxed", "huginn"])
+def test_describe_preset_as_json_holds_every_option_that_is_not_at_its_default(ouro, name):
+    told = json.loads(ouro("describe", "preset", name, "--json")[1])
+    preset = PluginHost.installed(third_party=False).preset(name)
+    assert {word: told[word] for word in ("name", "summary", "source", "faithful", "open")} == {
+        "name": name, "summary": preset.summary, "source": preset.source, "faithful": preset.faithful,
+        "open": preset.open,
+    }  # fmt: skip
+    assert all(change["value"] != change["default"] for change in told["settings"].values())
+    for table, values in preset.settings.items():
+        if "use" in values:
+            assert told["parts"][table] == ([values["use"]] if isinstance(values["use"], str) else values["use"])
+        else:  # every option of these tables has another value than the default in the presets above
+            assert {key.partition(".")[2].partition(".")[0] for key in told["settings"] if key.startswith(table)} == {
+                *values
+            }
+
+
+def test_the_default_preset_changes_nothing(ouro):
+    assert "Every option is at its default." in ouro("describe", "preset", "ouroboros")[1]
+
+
+@pytest.mark.parametrize("arguments", [["describe", "preset", "relaxd"], ["run", "--preset", "relaxd"]])
+def test_an_unknown_preset_gets_one_line_with_the_nearest_name(ouro, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused(ouro(*arguments)).startswith("no preset is called 'relaxd'. Did you mean 'relaxed'? Known: ")
+
+
+@pytest.fixture
+def resolved(tmp_path):
+    """The settings that the shared flags come to, with a file of settings if there is one."""
+
+    def resolved(*flags, file=""):
+        caught = []
+        catching = typer.Typer()
+
+        @catching.command()
+        @takes_settings
+        def catch(layers: Layers) -> None:
+            caught.append(layers)
+
+        (tmp_path / "settings.toml").write_text(file)
+        told = CliRunner().invoke(catching, [*([str(tmp_path / "settings.toml")] if file else []), *flags])
+        assert told.exit_code == 0, told.output
+        host = PluginHost.installed(third_party=False)
+        return resolve(host, caught[0].read(host))
+
+    return resolved
+
+
+def test_a_value_is_laid_over_in_order_default_preset_file_flag_set(resolved):
+    preset, file, flag, set_ = ["--preset", "relaxed"], "loop.turns = 5", ["--turns", "6"], ["--set", "loop.turns=7"]
+    assert resolved().loop.turns == 4
+    assert resolved(*preset).loop.turns == 2
+    assert resolved(*preset, file=file).loop.turns == 5
+    assert resolved(*flag, *preset, file=file).loop.turns == 6
+    assert resolved(*set_, *flag, *preset, file=file).loop.turns == 7
+
+
+def test_a_part_is_named_over_in_order_default_preset_file_flag_set(resolved):
+    preset, file, flag = ["--preset", "relaxed"], "gate.use = 'residual'", ["--gate", "highway"]
+
+    def gate(*flags, file=""):
+        return resolved(*flags, file=file).one(Slot.GATE).name
+
+    found = [gate(), gate(*preset), gate(*preset, file=file), gate(*flag, *preset, file=file)]
+    assert found == ["sigmoid", "none", "residual", "highway"]
+    assert gate("--set", "gate.use=sigmoid", *flag, *preset, file=file) == "sigmoid"
+
+
+def test_another_part_on_a_flag_drops_the_presets_options_of_the_old_one(resolved):
+    relaxed = resolved("--preset", "relaxed").one(Slot.MODULATOR)
+    assert (relaxed.name, relaxed.options.rank, relaxed.options.start) == ("lora", 16, "svd")
+    other = resolved("--preset", "relaxed", "--modulator", "controller").one(Slot.MODULATOR)
+    assert other.options == resolved().one(Slot.MODULATOR).options  # neither rank 16 nor an unknown `start`
+    same = resolved("--preset", "relaxed", "--modulator", "lora", "--set", "modulator.rank=3").one(Slot.MODULATOR)
+    assert (same.options.rank, same.options.start) == (3, "svd")
+
+
 def test_plan_reproduces_the_papers_budget_from_a_config_alone(ouro):
     _, out, _ = ouro("plan", "--base", QWEN, "--json")
     plan = json.loads(out)
@@ -121,6 +227,36 @@ def test_more_turns_cost_more_operations_and_keys_but_no_parameters(ouro):
     assert few["parameters"]["unique"] == many["parameters"]["unique"]
     assert many["kv_bytes_per_token"] - few["kv_bytes_per_token"] == 7 * 2 * 2 * 128 * 2
     assert many["flops_per_token"]["forward"] > few["flops_per_token"]["forward"]
+
+
+def test_plan_measure_draws_a_row_a_layer_the_split_and_the_losses_before_training(ouro, tiny, tmp_path):
+    given = [*short(tiny, tmp_path), "--splitter", "angular-distance", "--measure"]
+    code, out, _ = ouro("plan", *given)
+    told = json.loads(ouro("plan", *given, "--json")[1])
+    assert code == 0
+    measured = told["measured"]
+    fates = {layer: "looped" if layer in measured["looped"] else "kept" for layer in measured["kept"]}
+    rows = re.findall(r"^ *(\d+) +(\d\.\d{4}) +(\d\.\d{4}) +█+ +(looped|kept|removed) *$", out, re.MULTILINE)
+    numbers = zip(measured["influence"], measured["angle"], strict=True)
+    assert rows == [(str(layer), f"{influence:.4f}", f"{angle:.4f}", fates.get(layer, "removed"))
+                    for layer, (influence, angle) in enumerate(numbers)]  # fmt: skip
+    assert len(rows) == 6
+    assert f"layers {told['split']}" in out
+    losses = ", ".join(f"{name} {loss:.3f}" for name, loss in measured["losses"].items())
+    assert re.search(
+        rf"validation loss in nats, {measured['validation_tokens']} tokens.*: {losses}$", out, re.MULTILINE
+    )
+    assert list(measured["losses"]) == ["intact model", "kept layers, untrained"]
+    assert f"on {measured['tokens']:,} tokens of training text" in out
+
+
+def test_plan_without_measure_refuses_a_splitter_that_measures(ouro):
+    line = refused(ouro("plan", "--base", QWEN, "--splitter", "angular-distance"))
+    assert line.endswith("which a config does not tell: ouro plan --measure loads the weights")
+
+
+def test_plan_measure_needs_weights_not_a_config(ouro):
+    assert str(QWEN) in refused(ouro("plan", "--base", QWEN, "--measure"))
 
 
 @pytest.mark.parametrize(

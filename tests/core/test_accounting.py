@@ -1,15 +1,19 @@
 """What a model costs, against counts made by hand."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import ouroboros_plugins
-from ouroboros_core.accounting import by_component, flops_per_token, kv_bytes_per_token, parameters
+from ouroboros_core.accounting import Parameters, by_component, flops_per_token, kv_bytes_per_token, parameters
 from ouroboros_core.build import build
 from ouroboros_core.contracts import Depth
 from ouroboros_core.host import OURS, PluginHost
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.resolve import assignment, resolve
+from ouroboros_core.split import Segment, Split
 from ouroboros_core.testing import tiny_model
 
 D, I, V = 32, 48, 320  # noqa: E741 - width, inner width and vocabulary of the tiny model
@@ -83,12 +87,36 @@ def test_a_longer_block_and_more_turns_are_more_effective_parameters(made, turns
     assert counted.effective - counted.unique == (turns - 1) * 2 * LAYER
 
 
-@pytest.mark.parametrize("adapter", ["none", "coda-lora", "unfreeze"])
+@pytest.mark.parametrize("adapter", ["none", "coda-lora", "unfreeze", "full"])
 def test_the_components_add_up_to_the_whole(made, adapter):
     model = made(f"adapter.use={adapter}", "modulator.use=static", "modulator.rank=4")
     rows, counted = by_component(model), parameters(model)
     assert sum(stored for _, stored, _ in rows) == counted.unique
     assert sum(trainable for _, _, trainable in rows) == counted.trainable
+
+
+def test_where_everything_learns_all_but_the_frozen_bases_is_trained(made):
+    counted = parameters(made("adapter.use=full", "loop.turns=4"))
+    assert counted == Parameters(counted.unique, parameters(made("loop.turns=4")).unique, counted.effective)
+    with_bases = parameters(made("adapter.use=full", "modulator.use=static", "modulator.rank=4"))
+    assert with_bases.unique - with_bases.trainable == 4 * sum(inputs + outputs for inputs, outputs in LINEARS.values())
+
+
+def two_loops(host, made, turns):
+    """Two loops, of two layers and of one, and two layers that run once; null parts."""
+    intact, null = tiny_model(), made(*NULL).loops[0]
+    split = Split(6, (Segment((0, 1), True), Segment((2,)), Segment((3,), True), Segment((5,))), ())
+    return RecursiveLM(intact, host.anatomy(intact.config), split, [null, copy.deepcopy(null)], turns)
+
+
+def test_several_loops_are_counted_layer_by_layer_and_turn_by_turn(host, made):
+    model, length, turns = two_loops(host, made, turns=3), 16, 3
+    counted = parameters(model)
+    assert counted.unique == 5 * LAYER + 2 * V * D + D
+    assert counted.effective == counted.unique + (turns - 1) * 3 * LAYER
+    assert sum(stored for _, stored, _ in by_component(model)) == counted.unique
+    assert flops_per_token(model, length) == forward(2 + 3 * turns - 3, length)
+    assert kv_bytes_per_token(model) == 2 * KEY * (2 + 3 * turns) * 4
 
 
 @pytest.mark.parametrize(("turns", "length"), [(1, 16), (4, 16), (4, 32)])

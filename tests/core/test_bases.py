@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ouroboros_core import bases
-from ouroboros_core.bases import factors, residual, svd_bases
+from ouroboros_core.bases import factors, residual, svd_bases, svd_residuals
 from ouroboros_core.build import build
 from ouroboros_core.errors import UserError
 from ouroboros_core.resolve import resolve
@@ -75,7 +75,7 @@ def test_a_rank_that_the_matrix_does_not_have_is_refused():
 def test_every_linear_of_the_block_gets_the_bases_of_its_own_residual(host):
     intact = tiny_model()
     layers = intact.model.layers
-    found = svd_bases(host.anatomy(intact.config), layers, block=[2, 3], others=[1, 4], rank=5)
+    found = svd_bases(host.anatomy(intact.config), block=[layers[2], layers[3]], others=[layers[1], layers[4]], rank=5)
     assert len(found) == 2 * 7
     for place, index in enumerate([2, 3]):
         for short, path in PATHS.items():
@@ -86,13 +86,62 @@ def test_every_linear_of_the_block_gets_the_bases_of_its_own_residual(host):
 
 def test_bases_are_kept_in_the_dtype_of_the_weights(host):
     intact = tiny_model().bfloat16()
-    found = svd_bases(host.anatomy(intact.config), intact.model.layers, block=[3], others=[1], rank=2)
+    layers = intact.model.layers
+    found = svd_bases(host.anatomy(intact.config), block=[layers[3]], others=[layers[1]], rank=2)
     assert {t.dtype for pair in found.values() for t in pair} == {torch.bfloat16}
 
 
 def test_without_removed_layers_there_are_no_bases(make):
     with pytest.raises(UserError, match="no layer is removed, so there are no residuals"):
         make(tiny_model(layers=3), splitter={"prelude": 1, "coda": 1})
+
+
+def test_at_full_rank_a_residual_is_the_difference_from_the_layer_stood_for(host):
+    intact = tiny_model()
+    layers = intact.model.layers
+    stood_for = [[layers[0], layers[1]], [layers[4], layers[5]], [layers[2], layers[3]]]
+    found = svd_residuals(host.anatomy(intact.config), [layers[2], layers[3]], stood_for, rank=16)
+    assert len(found) == 2 * 7
+    for place, index in enumerate([2, 3]):
+        for turn, other in enumerate([0, 4, 2]):
+            one, mine = (layers[i].self_attn.k_proj.weight for i in (other + place, index))
+            down, up = found[f"{place}.k"][turn]
+            torch.testing.assert_close(up @ down, one - mine, atol=1e-6, rtol=1e-5)
+
+
+def test_a_residual_of_lower_rank_is_the_best_one_and_in_float32(host):
+    intact = tiny_model().bfloat16()
+    layers = intact.model.layers
+    ((down, up),) = svd_residuals(host.anatomy(intact.config), [layers[2]], [[layers[0]]], rank=5)["0.down"]
+    assert {down.dtype, up.dtype} == {torch.float32}
+    difference = layers[0].mlp.down_proj.weight.float() - layers[2].mlp.down_proj.weight.float()
+    torch.testing.assert_close(up @ down, best(difference, 5), atol=1e-5, rtol=1e-5)
+
+
+def test_residuals_are_taken_from_the_block_as_it_starts(make):
+    intact = tiny_model()
+    (facts,) = make(intact, splitter={"use": "cycle", "layers": 3, "start": "average"}).facts
+    for turn, layer in enumerate([1, 4]):
+        down, up = facts.residuals(16)["1.v"][turn]
+        one, two, mine = (intact.model.layers[i].self_attn.v_proj.weight for i in (1, 4, layer))
+        torch.testing.assert_close(up @ down, mine - (one + two) / 2, atol=1e-6, rtol=1e-5)
+
+
+def test_where_turns_stand_for_no_layer_there_are_no_residuals(make):
+    (facts,) = make().facts
+    with pytest.raises(UserError, match="does not say which layers the turns stand for"):
+        facts.residuals(4)
+
+
+def test_reloaded_residuals_are_zeros_of_the_same_shapes(host):
+    settings = resolve(host, [{"splitter": {"use": "cycle", "layers": 2}, "modulator": {"use": "none"}}])
+    whole, empty = (
+        build(settings, host, tiny_model(), fill_bases=fill).facts[0].residuals(4) for fill in (True, False)
+    )
+    assert whole.keys() == empty.keys()
+    for name, turns in whole.items():
+        assert [[f.shape for f in pair] for pair in turns] == [[f.shape for f in pair] for pair in empty[name]]
+        assert not any(factor.any() for pair in empty[name] for factor in pair)
 
 
 def test_reloading_does_not_look_at_the_removed_layers(host):

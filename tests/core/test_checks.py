@@ -11,9 +11,10 @@ from ouroboros_core.build import null_parts
 from ouroboros_core.contracts import Halt
 from ouroboros_core.errors import CheckFailed
 from ouroboros_core.losses import IGNORE
-from ouroboros_core.model import StockLM
+from ouroboros_core.model import RecursiveLM, StockLM
 from ouroboros_core.ops import STATE, Add
 from ouroboros_core.resolve import resolve
+from ouroboros_core.split import Segment, Split
 from ouroboros_core.testing import tiny_model
 from ouroboros_plugins.objectives.distill import Distill
 from ouroboros_plugins.objectives.next_token import NextToken
@@ -34,7 +35,7 @@ class Context(nn.Module):
 class ByTheEnd(nn.Module):
     """A halter whose first state is read, and which stops a token by the last token's state."""
 
-    adaptive = True
+    adaptive, weighted = True, True
 
     def forward(self, old, new, turn):
         stop = new[:, -1:, 0].sign().gt(0).expand(new.shape[:2])
@@ -157,19 +158,39 @@ def shifts_again(trace, labels):
     return trace.nll(later)
 
 
-shifts_again.wants_teacher = False
+shifts_again.wants_teacher = shifts_again.wants_turns = False
 
 
 def spreads(trace, labels):
     return trace.nll(labels).mean().expand(labels.shape)
 
 
-spreads.wants_teacher = False
+spreads.wants_teacher = spreads.wants_turns = False
 
 
 def test_an_objective_that_shifts_again_is_caught(make, batch):
     with pytest.raises(CheckFailed, match=r"objective 'mine' shifts .* label of position 6 moves its loss at \[5\]"):
         check_labels(make(), [batch], mine=shifts_again)
+
+
+def by_turn(trace, labels):
+    return torch.stack(trace.nll_by_turn(labels)).mean(0)
+
+
+by_turn.wants_teacher, by_turn.wants_turns = False, True
+
+
+def shifts_by_turn(trace, labels):
+    return by_turn(trace, labels.roll(-1, 1))
+
+
+shifts_by_turn.wants_teacher, shifts_by_turn.wants_turns = False, True
+
+
+def test_an_objective_that_reads_every_turn_is_given_them(make, batch):
+    assert check_labels(make(), [batch], turns=by_turn).detail.endswith("read in place by turns, evaluation")
+    with pytest.raises(CheckFailed, match=r"objective 'turns' shifts .* label of position 6 moves its loss at \[5\]"):
+        check_labels(make(), [batch], turns=shifts_by_turn)
 
 
 def test_an_objective_that_is_no_loss_by_token_is_caught(make, batch):
@@ -198,9 +219,55 @@ def test_neutral_parts_give_the_kept_layers(dtype, splitter, make, host, ids):
     assert check_identity(built, host, ids, intact=intact).passed
 
 
-@pytest.mark.parametrize("adapter", [{"use": "coda-lora", "rank": 2}, {"use": "unfreeze", "layers": 1}])
-def test_fresh_adapters_pass(adapter, make, host, ids):
-    assert check_identity(make(adapter=adapter), host, ids).passed
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "adapter", [{"use": "coda-lora", "rank": 2}, {"use": "unfreeze", "layers": 1}, {"use": "full"}], ids=str
+)
+def test_fresh_adapters_pass(adapter, dtype, family, make, host, ids):
+    intact = tiny_model(family=family).to(dtype)
+    assert check_identity(make(intact, adapter=adapter), host, ids, intact=intact).passed
+
+
+def two_loops(host, make):
+    """A model with two loops of two layers, and parts of its own in each."""
+    intact, facts = tiny_model(), make(splitter={"prelude": 1, "block": 2, "size": 2, "coda": 1}).facts[0]
+    split = Split(6, (Segment((0, 1), True), Segment((2,)), Segment((3, 4), True), Segment((5,))), ())
+    parts = [null_parts(host, facts) for _ in range(2)]
+    return RecursiveLM(intact, host.anatomy(intact.config), split, parts, turns=3)
+
+
+def test_a_model_of_several_loops_passes(make, host, ids):
+    model = two_loops(host, make)
+    assert checks.causality(model, ids).passed
+    assert checks.identity(model, list(model.loops), tiny_model(), ids).passed
+
+
+def test_a_leak_in_the_first_of_several_loops_is_caught(make, host, ids):
+    model = two_loops(host, make)
+    model.loops[0].modulator = Context()
+    with pytest.raises(CheckFailed, match=r"sees the future"):
+        checks.causality(model, ids)
+
+
+class Peeking(nn.Module):
+    """A norm that acts inside the block, by the state of the last token."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.zeros(()))
+
+    def forward(self, state, turn):
+        self.seen = state[:, -1:]
+        return state
+
+    def inside(self, turn):
+        return {"0.ffn-sum": [Add(self.size * self.seen)]} if turn.index else {}
+
+
+def test_a_norm_that_leaks_inside_the_block_is_caught(make, ids):
+    with pytest.raises(CheckFailed, match=r"sees the future"):
+        checks.causality(with_part(make(), "norm", Peeking()), ids)
 
 
 def test_the_models_own_parts_are_back_after_the_check(make, host, ids):

@@ -102,6 +102,13 @@ def test_the_two_ends_of_the_gap_have_no_share_and_neither_has_anyone_where_noth
     assert found["model"]["recovered"] is None
 
 
+def test_without_an_intact_model_there_is_no_gap_and_nobody_has_a_share():
+    found = compare(scores(kept=5.0, model=4.0), 100, intact="intact", kept="kept")
+    assert found.keys() == {"kept", "model"}
+    assert found["kept"]["recovered"] is found["model"]["recovered"] is None
+    assert found["model"]["loss"]["value"] < found["kept"]["loss"]["value"]
+
+
 def test_an_interval_is_numbers_even_where_some_resamples_lost_nothing():
     tokens = np.full(4, 50.0)
     nll = {"intact": [120, 100, 110, 51], "kept": [100, 200, 90, 50], "model": [110, 150, 95, 50]}

@@ -8,6 +8,7 @@ from ouroboros_core.contracts import Depth
 from ouroboros_core.errors import CheckFailed
 from ouroboros_core.gradients import WATCHED_STEPS, GradientWatch
 from ouroboros_core.tables import TurnTable
+from ouroboros_core.testing import tiny_model
 
 ONE = Depth.full(1)
 
@@ -54,15 +55,38 @@ def test_a_parameter_nobody_uses_is_caught():
         watched(Net(unused=True), loss_of, lr=0.01)
 
 
+class Rows(nn.Module):
+    """Rows of a matrix, read by number in no way that the watch knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 2))
+
+
 def test_a_row_nobody_reads_is_caught():
-    embedding = nn.Embedding(4, 2)
     with pytest.raises(CheckFailed, match=r"weight: 1 of 4 rows"):
-        watched(embedding, lambda e: e(torch.tensor([0, 1, 3])).square().sum())
+        watched(Rows(), lambda rows: rows.weight[[0, 1, 3]].square().sum())
 
 
 def test_rows_may_move_at_different_steps():
-    embedding, steps = nn.Embedding(3, 2), iter(range(WATCHED_STEPS))
-    assert watched(embedding, lambda e: e(torch.tensor([next(steps)])).square().sum()).passed
+    steps = iter([[0], [1, 2], [3]])
+    assert watched(Rows(), lambda rows: rows.weight[next(steps)].square().sum()).passed
+
+
+def test_embeddings_of_tokens_that_did_not_occur_are_not_asked_for():
+    torch.manual_seed(0)
+    assert watched(nn.Embedding(9, 2), lambda e: e(torch.tensor([0, 1, 3])).square().sum()).passed
+
+
+def test_an_embedding_of_a_token_that_occurred_must_move():
+    steps = iter(([0, 1], [5], [1, 7]))
+
+    def loss(embedding):  # of token 5 nothing is learned
+        ids = torch.tensor(next(steps))
+        return (embedding(ids).square().sum(-1) * (ids != 5)).sum()
+
+    with pytest.raises(CheckFailed, match=r"weight: 1 of 4 rows"):
+        watched(nn.Embedding(9, 2), loss)
 
 
 def test_two_zero_factors_are_caught_and_one_is_not():
@@ -142,3 +166,23 @@ def test_rows_of_turns_after_every_token_has_halted_are_not_asked_for(make, ids)
 def test_rows_of_turns_without_gradient_are_not_asked_for(make, ids):
     model = make(loop={"turns": 4}, schedule={"with_gradient": 2}).model
     assert trained(model, ids, Depth(4, 2)).passed
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_whole_base_is_alive_but_for_the_tokens_that_did_not_occur(tied, make, ids):
+    intact = tiny_model()
+    if tied:
+        intact.lm_head.weight = intact.model.embed_tokens.weight
+    model = make(intact, loop={"turns": 2}, adapter={"use": "full"}).model
+    assert trained(model, ids, Depth.full(2)).passed
+    occurred = ids.unique()
+    unread = torch.ones(320, dtype=torch.bool).index_fill(0, occurred, False)
+    assert model.base.model.embed_tokens.weight.grad[unread].any() == tied  # the head has a gradient in every row
+
+
+def test_a_dead_layer_of_a_base_that_learns_is_caught(make, ids):
+    model = make(loop={"turns": 2}, adapter={"use": "full"}).model
+    model.layer(5).mlp.up_proj.weight.data.zero_()
+    model.layer(5).mlp.down_proj.weight.data.zero_()
+    with pytest.raises(CheckFailed, match=r"base\.model\.layers\.5\.mlp\.(gate|up|down)_proj\.weight: \d+ of"):
+        trained(model, ids, Depth.full(2))

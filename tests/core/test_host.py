@@ -15,9 +15,11 @@ from ouroboros_core import NoOptions, hookimpl
 from ouroboros_core.contracts import Part, Slot
 from ouroboros_core.errors import UserError
 from ouroboros_core.host import OURS, PluginHost
+from ouroboros_core.presets import Preset
 
 FAKES = Path(__file__).parents[1] / "data" / "plugins"
 GATE = Part(Slot.GATE, "theirs", NoOptions, lambda options, facts: "their gate", "A gate.")
+SYSTEM = Preset("their-system", {"gate": {"use": "theirs"}}, "A system with their gate.")
 LLAMA = SimpleNamespace(model_type="llama")
 
 
@@ -49,6 +51,10 @@ def offering(*offered):
     return module(ouroboros_parts=lambda: list(offered))
 
 
+def presenting(*presets):
+    return module(ouroboros_presets=lambda: iter(presets))
+
+
 def exits():
     raise SystemExit("not today")
 
@@ -76,6 +82,18 @@ BROKEN = {
     "foreign options": (lambda: offering(replace(GATE, options=dict)), "TypeError: the options of gate 'theirs'"),
     "options no class": (lambda: offering(replace(GATE, options=NoOptions())), "TypeError: the options of gate"),
     "one name twice": (lambda: offering(GATE, GATE), "ValueError: two parts with one name: gate 'theirs'"),
+    "raising presets": (lambda: module(ouroboros_presets=raises), "RuntimeError: first line second line"),
+    "no iterable of presets": (
+        lambda: module(ouroboros_presets=lambda: SYSTEM),
+        "TypeError: ouroboros_presets returned Preset, not an iterable of Preset",
+    ),
+    "no preset": (lambda: presenting({"gate": {}}), "TypeError: ouroboros_presets yielded dict, not a Preset"),
+    "part for preset": (lambda: presenting(SYSTEM, GATE), "TypeError: ouroboros_presets yielded Part, not a Preset"),
+    "one preset twice": (lambda: presenting(SYSTEM, SYSTEM), "ValueError: two presets with one name: their-system"),
+    "presets with arguments": (
+        lambda: module(ouroboros_presets=lambda folder: []),
+        "PluginValidationError: .*folder",
+    ),
 }
 
 
@@ -84,7 +102,8 @@ def test_a_broken_plugin_is_recorded_and_nobody_else_is_touched(host, load, caus
     before = gates(host)
     record = host.add("broken", load, distribution="broken-parts", version="2.1")
     host.add("later", lambda: offering(replace(GATE, name="later")))
-    assert (record.name, record.distribution, record.version, record.parts) == ("broken", "broken-parts", "2.1", [])
+    assert (record.name, record.distribution, record.version) == ("broken", "broken-parts", "2.1")
+    assert record.parts == record.presets == []
     assert re.match(cause, record.cause)
     assert "\n" not in record.cause
     assert gates(host) == [*before, "later"]
@@ -102,6 +121,70 @@ def test_a_keyboard_interrupt_while_a_plugin_loads_is_not_swallowed(host):
 
     with pytest.raises(KeyboardInterrupt):
         host.add("slow", interrupted)
+
+
+def test_a_preset_file_that_is_no_toml_breaks_the_plugin_and_says_why(host, tmp_path):
+    (tmp_path / "bad.toml").write_text("[preset\nsummary = 1")
+    read = module(ouroboros_presets=lambda: [Preset.read(file) for file in tmp_path.iterdir()])
+    record = host.add("broken", lambda: read)
+    assert record.presets == []
+    assert record.cause.startswith("ValueError: bad.toml is no TOML: ")
+
+
+def test_parts_are_kept_where_the_presets_of_the_same_plugin_are_broken(host):
+    both = module(ouroboros_parts=lambda: [replace(GATE, name="whole")], ouroboros_presets=raises)
+    record = host.add("half", lambda: both)
+    assert record.cause.startswith("RuntimeError")
+    assert host.find(Slot.GATE, "whole").name == "whole"
+
+
+def test_presets_are_listed_with_the_plugin_that_offers_them(host):
+    before = [preset.name for record, preset in host.presets() if record.builtin]
+    record = host.add("systems", lambda: presenting(SYSTEM, replace(SYSTEM, name="another")))
+    assert [preset.name for preset in record.presets] == ["their-system", "another"]
+    listed = [(found.name, preset.name) for found, preset in host.presets() if not found.builtin]
+    assert listed == [("systems", "their-system"), ("systems", "another")]
+    assert [preset.name for found, preset in host.presets() if found.builtin] == before
+
+
+def test_a_preset_is_found_by_its_name_and_by_its_qualified_name(host):
+    host.add("systems", lambda: presenting(SYSTEM), distribution="their-systems")
+    assert host.preset("their-system") is host.preset("their-systems:their-system") is SYSTEM
+
+
+def test_two_third_parties_with_one_preset_must_be_told_apart(host):
+    other = replace(SYSTEM, summary="Another system.")
+    host.add("one", lambda: presenting(SYSTEM), distribution="one")
+    host.add("other", lambda: presenting(other), distribution="other")
+    say = r"several plugins offer a preset called 'their-system'\. Say which: one:their-system, other:their-system"
+    with pytest.raises(UserError, match=say):
+        host.preset("their-system")
+    assert host.preset("other:their-system") is other
+
+
+def test_a_built_in_preset_cannot_be_redirected():
+    host, ours = PluginHost(), replace(SYSTEM, name="ours")
+    host.add("builtin", lambda: presenting(ours), distribution=OURS)
+    thief = replace(ours, summary="Not ours.")
+    host.add("thief", lambda: presenting(thief), distribution="thief-parts")
+    assert host.preset("ours") is ours
+    assert host.preset("thief-parts:ours") is thief
+
+
+def test_a_failed_look_up_of_a_preset_says_what_is_near_and_which_plugins_failed(host):
+    host.add("systems", lambda: presenting(SYSTEM))
+    host.add("broken", exits)
+    with pytest.raises(UserError, match=r"no preset is called 'their-systm'\. Did you mean 'their-system'\?") as caught:
+        host.preset("their-systm")
+    assert re.search(r"Known: .*their-system.*1 plugin\(s\) failed to load: broken", str(caught.value))
+
+
+def test_a_part_is_no_preset_and_a_preset_no_part(host):
+    host.add("systems", lambda: presenting(SYSTEM))
+    with pytest.raises(UserError, match="no preset is called 'theirs'"):
+        host.preset("theirs")
+    with pytest.raises(UserError, match="no gate is called 'their-system'"):
+        host.find(Slot.GATE, "their-system")
 
 
 def test_a_raising_anatomy_is_recorded_and_the_next_is_asked(host):
@@ -133,7 +216,7 @@ def test_a_model_nobody_knows_is_refused_by_its_type(host):
 def test_a_built_in_name_cannot_be_redirected(host):
     thief = replace(GATE, name="sigmoid", null=True, default=True)
     host.add("thief", lambda: offering(thief), distribution="thief-parts")
-    ours = ouroboros_plugins.gates.PARTS[0]
+    ours = our_gate("sigmoid")
     assert host.find(Slot.GATE, "sigmoid") is ours
     assert host.find(Slot.GATE, f"{OURS}:sigmoid") is ours
     assert host.default(Slot.GATE) is ours
@@ -151,8 +234,10 @@ def test_two_third_parties_with_one_name_must_be_told_apart(host):
 
 
 def test_a_failed_look_up_says_what_is_near_and_what_is_known(host):
-    with pytest.raises(UserError, match=r"no gate is called 'sigmod'\. Did you mean 'sigmoid'\? Known: none, sigmoid"):
+    with pytest.raises(UserError, match=r"no gate is called 'sigmod'\. Did you mean 'sigmoid'\? Known: ") as caught:
         host.find(Slot.GATE, "sigmod")
+    known = str(caught.value).split("Known: ")[1].rstrip(".").split(", ")
+    assert known == sorted(gates(host))
 
 
 def test_a_part_of_another_slot_is_not_found(host):
@@ -223,8 +308,16 @@ def test_an_installed_name_shared_by_two_works_in_its_qualified_form(installed):
     assert installed.find(Slot.GATE, "zenith:shared").build(None, None) == "zenith's gate"
 
 
+def test_installed_presets_are_listed_and_a_name_shared_by_two_works_in_its_qualified_form(installed):
+    offered = {(record.name, preset.name) for record, preset in installed.presets()}
+    assert {("acme-good", "shared-system"), ("zenith", "shared-system")} <= offered
+    with pytest.raises(UserError, match="acme-parts:shared-system, zenith:shared-system"):
+        installed.preset("shared-system")
+    assert installed.preset("acme-parts:shared-system").summary == "Acme's system."
+
+
 def test_an_entry_point_that_calls_itself_built_in_is_not(installed):
-    assert installed.null(Slot.GATE) is ouroboros_plugins.gates.PARTS[1]
+    assert installed.null(Slot.GATE) is our_gate("none")
     assert installed.find(Slot.GATE, "none") is installed.null(Slot.GATE)
 
 
@@ -235,6 +328,11 @@ def test_without_third_parties_only_ours_is_loaded(installed):
 def test_importing_the_core_loads_no_plugin():
     code = "import sys, ouroboros_core.host, ouroboros_core.resolve; sys.exit('ouroboros_plugins' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def our_gate(name):
+    (part,) = (part for part in ouroboros_plugins.gates.PARTS if part.name == name)
+    return part
 
 
 def gates(host):

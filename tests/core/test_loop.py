@@ -6,8 +6,8 @@ from torch import nn
 
 from ouroboros_core.contracts import TURN_SLOTS, Depth, Halt, Slot
 from ouroboros_core.loop import Parts, Tokens, loop
-from ouroboros_core.ops import STATE, Add
-from ouroboros_core.testing import loop_facts
+from ouroboros_core.ops import STATE, Add, Normed, Scale, Site
+from ouroboros_core.testing import PlainReader, loop_facts
 from ouroboros_plugins.halters.act import ACTHalter
 
 B, T, D = 2, 5, 16
@@ -25,15 +25,24 @@ class Recorder(nn.Module):
         return state
 
 
+class Ones(nn.Module):
+    """A gate that gives ones, whatever it is given."""
+
+    def forward(self, old, new, turn):
+        return torch.ones_like(new)
+
+
 class HaltAt(nn.Module):
     """Each token stops after a number of turns of its own; the last state is read."""
+
+    weighted = False
 
     def __init__(self, turns, adaptive=True):
         super().__init__()
         self.turns, self.adaptive = turns, adaptive
 
     def forward(self, old, new, turn):
-        return Halt(turn.index + 1 >= self.turns, weight=None)
+        return Halt(turn.index + 1 >= self.turns)
 
 
 def parts(host, **chosen):
@@ -49,8 +58,11 @@ def act(seed=3, spread=0.6, bias=-1.0):
     return halter
 
 
-def tokens():
-    return Tokens(torch.arange(T).expand(B, -1), torch.ones(B, T, dtype=torch.bool))
+def looped(prelude, depth, made, reader=None, taps=None, **others):
+    """Loop over unpadded tokens; `depth` turns, or turns of which some carry gradient."""
+    depth = depth if isinstance(depth, Depth) else Depth.full(depth)
+    tokens = Tokens(torch.arange(T).expand(B, -1), torch.ones(B, T, dtype=torch.bool))
+    return loop(prelude, depth, tokens, block, taps or {}, made, reader or PlainReader(D), **others)
 
 
 @pytest.fixture
@@ -96,7 +108,7 @@ def by_spot(found):
 @pytest.mark.parametrize("turns", [1, 2, 4, 9])
 def test_adaptive_halting_is_graves_token_by_token(turns, host, prelude):
     halter = act()
-    visit = loop(prelude, Depth.full(turns), tokens(), block, {}, parts(host, halter=halter))
+    visit = looped(prelude, turns, parts(host, halter=halter))
     read, taken, remainder, weights, _ = graves(prelude, turns, halter.unit)
     torch.testing.assert_close(visit.read, by_spot(read), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(visit.taken, by_spot(taken))
@@ -105,22 +117,22 @@ def test_adaptive_halting_is_graves_token_by_token(turns, host, prelude):
 
 
 def test_tokens_of_one_batch_stop_at_different_turns(host, prelude):
-    visit = loop(prelude, Depth.full(9), tokens(), block, {}, parts(host, halter=act()))
+    visit = looped(prelude, 9, parts(host, halter=act()))
     assert 1 < len(visit.taken.unique()) <= 9
 
 
 def test_the_weights_of_every_token_sum_to_one(host, prelude):
     norm = Recorder()
-    visit = loop(torch.ones_like(prelude), Depth.full(7), tokens(), torch.ones_like, {}, parts(host, halter=act()))
+    visit = looped(prelude, 7, parts(host, halter=act(), gate=Ones()))
     torch.testing.assert_close(visit.read, torch.ones(B, T, D))  # a weighted sum of ones
-    visit = loop(prelude, Depth.full(7), tokens(), block, {}, parts(host, halter=act(), norm=norm))
+    looped(prelude, 7, parts(host, halter=act(), norm=norm))
     before_last = torch.stack([turn.spent for turn in norm.turns])
     assert ((before_last >= 0) & (before_last <= 1 + 1e-6)).all()
 
 
 def test_gradients_of_halting_are_those_of_the_plain_loop(host, prelude):
     mine, theirs = act(), act()
-    visit = loop(prelude, Depth.full(5), tokens(), block, {}, parts(host, halter=mine))
+    visit = looped(prelude, 5, parts(host, halter=mine))
     (visit.read.sin().sum() + visit.remainder.sum()).backward()
     read, _, remainder, _, _ = graves(prelude, 5, theirs.unit)
     (by_spot_graph(read).sin().sum() + by_spot_graph(remainder).sum()).backward()
@@ -134,7 +146,7 @@ def by_spot_graph(found):
 
 def test_the_price_of_thinking_has_its_gradient_in_the_remainder_alone(host, prelude):
     halter = act()
-    visit = loop(prelude, Depth.full(6), tokens(), block, {}, parts(host, halter=halter))
+    visit = looped(prelude, 6, parts(host, halter=halter))
     assert not visit.taken.requires_grad
     from_both = torch.autograd.grad((visit.taken + visit.remainder).sum(), halter.unit[4].weight, retain_graph=True)
     from_one = torch.autograd.grad(visit.remainder.sum(), halter.unit[4].weight)
@@ -144,7 +156,7 @@ def test_the_price_of_thinking_has_its_gradient_in_the_remainder_alone(host, pre
 
 def test_a_halted_token_stays_as_it_was(host, prelude):
     when = torch.tensor([[1, 2, 3, 4, 4], [2, 1, 4, 3, 4]])
-    visit = loop(prelude, Depth.full(4), tokens(), block, {}, parts(host, halter=HaltAt(when)))
+    visit = looped(prelude, 4, parts(host, halter=HaltAt(when)))
     state, expected = prelude, torch.zeros_like(prelude)
     for n in range(1, 5):
         new = block(state)
@@ -155,16 +167,16 @@ def test_a_halted_token_stays_as_it_was(host, prelude):
 
 
 class Generous(nn.Module):
-    """Stops every token after its first turn, and goes on giving weight to all of them."""
+    """Stops every token after its first turn, and goes on giving shares to all of them."""
 
-    adaptive = False
+    adaptive, weighted = False, True
 
     def forward(self, old, new, turn):
         return Halt(torch.ones_like(turn.mask), torch.ones_like(turn.spent))
 
 
 def test_a_halted_token_is_read_out_no_more_whatever_the_halter_says(host, prelude):
-    visit = loop(prelude, Depth.full(3), tokens(), block, {}, parts(host, halter=Generous()))
+    visit = looped(prelude, 3, parts(host, halter=Generous()))
     torch.testing.assert_close(visit.read, block(prelude))
     assert visit.remainder.eq(1).all()
 
@@ -175,7 +187,7 @@ def test_the_loop_ends_when_every_token_has_halted_and_nothing_else_differs(host
     for adaptive in (True, False):
         norm = Recorder()
         halter = HaltAt(when, adaptive)
-        visits.append(loop(prelude, Depth.full(8), tokens(), block, {}, parts(host, halter=halter, norm=norm)))
+        visits.append(looped(prelude, 8, parts(host, halter=halter, norm=norm)))
         turns.append(len(norm.turns))
     assert turns == [3, 8]
     assert torch.equal(visits[0].read, visits[1].read)
@@ -185,8 +197,8 @@ def test_the_loop_ends_when_every_token_has_halted_and_nothing_else_differs(host
 def test_adaptive_time_that_ends_early_reads_the_same(host, prelude):
     early, late, norm = act(bias=1.0), act(bias=1.0), Recorder()
     late.adaptive = False
-    short = loop(prelude, Depth.full(20), tokens(), block, {}, parts(host, halter=early, norm=norm))
-    whole = loop(prelude, Depth.full(20), tokens(), block, {}, parts(host, halter=late))
+    short = looped(prelude, 20, parts(host, halter=early, norm=norm))
+    whole = looped(prelude, 20, parts(host, halter=late))
     assert len(norm.turns) < 20
     for name in ("read", "taken", "remainder"):
         assert torch.equal(getattr(short, name), getattr(whole, name))
@@ -194,7 +206,7 @@ def test_adaptive_time_that_ends_early_reads_the_same(host, prelude):
 
 def test_every_turn_is_told_where_it_stands(host, prelude):
     norm = Recorder()
-    loop(prelude, Depth.full(3), tokens(), block, {}, parts(host, norm=norm), seed=42)
+    looped(prelude, 3, parts(host, norm=norm), seed=42)
     assert [turn.index for turn in norm.turns] == [0, 1, 2]
     assert [turn.last for turn in norm.turns] == [False, False, True]
     assert {turn.seed for turn in norm.turns} == {42}
@@ -211,11 +223,129 @@ class Start(nn.Module):
 
 
 def test_the_entry_decides_the_start_and_what_each_turn_sees(host, prelude):
-    visit = loop(prelude, Depth.full(3), tokens(), block, {}, parts(host, entry=Start()))
+    visit = looped(prelude, 3, parts(host, entry=Start()))
     state = torch.zeros_like(prelude)
     for _ in range(3):
         state = block(state + prelude)
     torch.testing.assert_close(visit.read, state)
+
+
+class Telling(nn.Module):
+    """Tells how likely each turn is to be the last, and stops each token after a number of turns of its own."""
+
+    adaptive = False
+
+    def __init__(self, shares, turns, weighted):
+        super().__init__()
+        self.shares, self.turns, self.weighted = shares, turns, weighted
+
+    def forward(self, old, new, turn):
+        return Halt(turn.index + 1 >= self.turns, self.shares[turn.index])
+
+
+SHARES = torch.rand(4, B, T, generator=torch.Generator().manual_seed(4))
+WHEN = torch.tensor([[1, 2, 3, 4, 9], [9, 9, 1, 2, 3]])  # 9: still running at the end
+RUNNING = torch.stack([torch.ones(B, T), *(n < WHEN for n in (1, 2, 3))])  # at each turn
+
+
+def states_of(prelude, when):
+    """Each turn's states, where a token keeps the state it halted with."""
+    states, state = [], prelude
+    for n in range(4):
+        state = torch.where((n < when)[..., None], block(state), state)
+        states.append(state)
+    return states
+
+
+def test_the_shares_are_those_the_halter_gives_and_none_to_a_halted_token(host, prelude):
+    norm = Recorder()
+    visit = looped(prelude, 4, parts(host, halter=Telling(SHARES, WHEN, weighted=True), norm=norm))
+    torch.testing.assert_close(torch.stack(visit.shares), SHARES * RUNNING)
+    spent = torch.stack([turn.spent for turn in norm.turns])
+    torch.testing.assert_close(spent, (SHARES * RUNNING).cumsum(0) - SHARES * RUNNING)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_weighted_sum_is_read_where_the_halter_says_so_and_else_the_last_state(weighted, host, prelude):
+    visit = looped(prelude, 4, parts(host, halter=Telling(SHARES, WHEN, weighted)))
+    states = states_of(prelude, WHEN)
+    summed = sum(share[..., None] * state for share, state in zip(SHARES * RUNNING, states, strict=True))
+    torch.testing.assert_close(visit.read, summed if weighted else states[-1])
+
+
+def test_the_remainder_is_the_share_of_a_tokens_last_turn_whether_it_stops_there_or_not(host, prelude):
+    visit = looped(prelude, 4, parts(host, halter=Telling(SHARES, WHEN, weighted=False)))
+    last = WHEN.clamp(max=4) - 1
+    assert torch.equal(visit.remainder, SHARES.gather(0, last[None])[0])
+    assert torch.equal(visit.taken, last + 1.0)
+
+
+def test_a_halter_that_gives_no_shares_leaves_none(host, prelude):
+    visit = looped(prelude, 4, parts(host, halter=HaltAt(WHEN)))
+    assert visit.shares == []
+    assert not visit.remainder.any()
+
+
+def test_every_turns_states_are_kept_where_they_are_asked_for(host, prelude):
+    made = parts(host, halter=HaltAt(WHEN))
+    visit = looped(prelude, 4, made, keep_states=True)
+    assert all(torch.equal(kept, plain) for kept, plain in zip(visit.states, states_of(prelude, WHEN), strict=True))
+    assert torch.equal(visit.states[-1], visit.read)
+    assert looped(prelude, 4, made).states == []
+
+
+def test_parts_are_told_what_the_loop_was_entered_with_and_how_a_state_would_be_read(host, prelude):
+    norm, reader = Recorder(), PlainReader(D)
+    looped(prelude, 3, parts(host, norm=norm, entry=Start()), reader)
+    assert all(turn.prelude is prelude and turn.reader is reader for turn in norm.turns)
+
+
+class Within(nn.Module):
+    """A norm or gate that acts inside the block too, and a norm that acts on what is read."""
+
+    def __init__(self, **inside):
+        super().__init__()
+        self.ops = inside
+
+    def forward(self, *states_and_turn):
+        return states_and_turn[-2]  # the new state
+
+    def inside(self, turn):
+        return {name: [op] for name, op in self.ops.items()} if turn.index == 1 else {}
+
+    def read(self, state):
+        return (state * 3).double()
+
+
+class Modulating(nn.Module):
+    def __init__(self, **ops):
+        super().__init__()
+        self.ops = ops
+
+    def forward(self, state, turn):
+        return {name: [op] for name, op in self.ops.items()}
+
+
+def test_the_ops_of_norm_and_gate_join_the_modulators_in_their_turn(host, prelude):
+    seen, add = [], Add(torch.ones(D))
+    norm, gate = Normed(lambda x: x), Scale(torch.full((D,), 2.0))
+    made = parts(host, modulator=Modulating(state=add), norm=Within(sum=norm), gate=Within(state=gate))
+    taps = {"state": Site("state"), "sum": Site("0.ffn-sum")}
+
+    def watched(x):
+        seen.append({name: list(tap.ops) for name, tap in taps.items()})
+        return x
+
+    tokens = Tokens(torch.arange(T).expand(B, -1), torch.ones(B, T, dtype=torch.bool))
+    loop(prelude, Depth.full(3), tokens, watched, taps, made, PlainReader(D))
+    usual = {"state": [add], "sum": []}
+    assert seen == [usual, {"state": [add, gate], "sum": [norm]}, usual]
+    assert not any(tap.ops for tap in taps.values())
+
+
+def test_what_a_norm_does_to_what_is_read_keeps_the_dtype_and_a_norm_without_it_leaves_the_state(host, prelude):
+    torch.testing.assert_close(parts(host, norm=Within()).read(prelude), prelude * 3)
+    assert parts(host).read(prelude) is prelude
 
 
 class Failing(nn.Module):
@@ -227,14 +357,14 @@ class Failing(nn.Module):
 
 def test_a_modulator_that_names_an_unknown_linear_is_refused(host, prelude):
     with pytest.raises(KeyError, match=r"names \['9\.q'\]"):
-        loop(prelude, Depth.full(1), tokens(), block, {STATE: None}, parts(host, modulator=Failing()))
+        looped(prelude, 1, parts(host, modulator=Failing()), taps={STATE: Site(STATE)})
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradient_stops_where_the_last_turns_begin(recompute, host, prelude):
     start = prelude.clone().requires_grad_()
-    whole = loop(start, Depth(3, 3), tokens(), block, {}, parts(host), recompute=recompute).read
-    cut = loop(start, Depth(3, 2), tokens(), block, {}, parts(host), recompute=recompute).read
+    whole = looped(start, Depth(3, 3), parts(host), recompute=recompute).read
+    cut = looped(start, Depth(3, 2), parts(host), recompute=recompute).read
     assert torch.equal(whole, cut)
     assert torch.autograd.grad(whole.sum(), start)[0].any()
     assert not cut.requires_grad  # nothing after the cut learns here
@@ -242,7 +372,7 @@ def test_gradient_stops_where_the_last_turns_begin(recompute, host, prelude):
 
 def test_turns_without_gradient_give_the_halting_unit_none(host, prelude):
     halter = act(bias=-3.0)  # no token halts before the last turn, which takes what is left
-    visit = loop(prelude, Depth(4, 1), tokens(), block, {}, parts(host, halter=halter))
+    visit = looped(prelude, Depth(4, 1), parts(host, halter=halter))
     assert visit.taken.eq(4).all()
     visit.remainder.sum().backward()
     assert not any(p.grad.any() for p in halter.parameters())

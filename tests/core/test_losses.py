@@ -108,3 +108,34 @@ def test_the_teacher_gets_no_gradient():
     assert student.grad.any()
     assert teacher.grad is None
     assert theirs.grad is None
+
+
+@pytest.mark.parametrize("fits", [2**28, 0])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_tokens_weigh_in_the_gradient_of_the_divergence_and_the_head_gets_one_too(fits, temperature, monkeypatch):
+    monkeypatch.setattr(losses, "FITS", fits)
+    monkeypatch.setattr(losses, "CHUNK", 4)
+    teacher, theirs, weight = draw(B, T, D, seed=2), draw(V, D, seed=3), draw(B, T, seed=4)
+    hidden, head = draw(B, T, D).requires_grad_(), draw(V, D, seed=1).requires_grad_()
+    found = (token_kl(hidden, head, teacher, theirs, temperature) * weight).sum()
+    plain = (plain_kl(hidden @ head.T, teacher @ theirs.T, temperature) * weight).sum()
+    for mine, expected in zip(*(torch.autograd.grad(loss, (hidden, head)) for loss in (found, plain)), strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_divergence_of_bfloat16_logits_is_taken_in_float32():
+    hidden, head, teacher = (
+        draw(B, T, D).bfloat16().requires_grad_(),
+        draw(V, D, seed=1).bfloat16(),
+        draw(B, T, D, seed=2),
+    )
+    teacher = teacher.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = token_kl(hidden, head, teacher, head, 1.5)
+    assert found.dtype == torch.float32
+    ours, theirs = (hidden @ head.T).detach(), teacher @ head.T
+    torch.testing.assert_close(found.detach(), plain_kl(ours, theirs, 1.5), atol=1e-5, rtol=1e-4)
+    found.sum().backward()
+    wide = ours.float().requires_grad_()
+    plain_kl(wide, theirs, 1.5).sum().backward()
+    torch.testing.assert_close(hidden.grad.float(), wide.grad @ head.float(), atol=0.02, rtol=0.02)

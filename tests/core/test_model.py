@@ -10,8 +10,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from ouroboros_core.build import null_parts
-from ouroboros_core.contracts import Depth
-from ouroboros_core.model import StockLM
+from ouroboros_core.contracts import BRANCHES, Depth
+from ouroboros_core.errors import UserError
+from ouroboros_core.model import RecursiveLM, StockLM
+from ouroboros_core.ops import Add, Branches, LowRank, Normed, Scale
+from ouroboros_core.split import Segment, Split
 from ouroboros_core.testing import tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
@@ -325,3 +328,256 @@ def test_a_bfloat16_base_is_computed_in_bfloat16_with_float32_parts(make, ids):
     model = make(tiny_model().to(torch.bfloat16)).model
     assert model(ids).hidden.dtype == torch.bfloat16
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+# The sites of the block
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[0, 0] + 10 * [1], 9 * [1] + 3 * [0]])])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_through_its_branches_is_the_librarys_layer_to_the_bit(family, mask, make, ids):
+    intact = tiny_model(family=family)
+    model = make(intact, splitter={"prelude": 1, "block": 2, "size": 2, "coda": 1}).model
+    state = model.anatomy.embed(intact, ids)
+    calls = model.anatomy.calls(intact, state, torch.arange(12).expand_as(ids), mask)
+    for place, layer in enumerate(intact.model.layers[2:4]):
+        through = calls(layer, 2 + place, Branches(model.taps[0], place))(state)
+        assert torch.equal(through, calls(layer, 2 + place)(state))
+
+
+class Ops(nn.Module):
+    """A modulator that always gives these ops."""
+
+    def __init__(self, ops):
+        super().__init__()
+        self.ops = ops
+
+    def forward(self, state, turn):
+        return self.ops
+
+
+def test_the_block_has_the_sites_that_a_part_is_told_of(make):
+    built = make(splitter={"prelude": 1, "block": 2, "size": 2, "coda": 1})
+    named = built.facts[0].sites("in", "out", "sum")
+    assert len(named) == len(set(named)) == 2 * 2 * 3
+    assert set(built.model.taps[0]) == {"state", *named, *built.facts[0].taps}
+
+
+def plain_sited_layer(intact, layer, place, state, at):
+    """A layer of the family by its equations, with what happens at each site. at: name -> a function."""
+    attention, _ = layer.self_attn(
+        at[f"{place}.attention-in"](layer.input_layernorm(state)),
+        attention_mask=torch.full((12, 12), -torch.inf).triu(1)[None, None],
+        position_embeddings=intact.model.rotary_emb(state, position_ids=torch.arange(12)[None]),
+    )
+    state = at[f"{place}.attention-sum"](state + at[f"{place}.attention-out"](attention))
+    fed = layer.mlp(at[f"{place}.ffn-in"](layer.post_attention_layernorm(state)))
+    return at[f"{place}.ffn-sum"](state + at[f"{place}.ffn-out"](fed))
+
+
+@torch.no_grad()
+def test_ops_at_every_site_do_what_is_written_there(make, host, ids):
+    intact = tiny_model()
+    built = make(intact, splitter={"prelude": 1, "block": 2, "size": 2, "coda": 2})
+    draw = torch.Generator().manual_seed(3)
+    values = {site: 1 + 0.3 * torch.randn(32, generator=draw) for site in built.facts[0].sites("in", "out", "sum")}
+    ops = {site: [Scale(value)] for site, value in values.items()}
+    at = {site: lambda x, value=value: x * value for site, value in values.items()}
+    for branch in BRANCHES:  # and one op of each other kind
+        add, up = torch.randn(32, generator=draw), torch.randn(32, 1, generator=draw)
+        ops |= {f"1.{branch}-sum": [Normed(torch.tanh)], f"0.{branch}-in": [LowRank(up.T, up)]}
+        ops[f"0.{branch}-out"] = [Add(add)]
+        at |= {f"1.{branch}-sum": torch.tanh, f"0.{branch}-in": lambda x, up=up: x + x @ up @ up.T}
+        at[f"0.{branch}-out"] = lambda x, add=add: x + add
+    parts = null_parts(host, built.facts[0])
+    parts.modulator = Ops(ops)
+    with built.model.with_parts([parts]):
+        found = built.model(ids, depth=Depth.full(2)).logits()
+    state = run_layer(intact, intact.model.layers[0], intact.model.embed_tokens(ids))
+    for _ in range(2):
+        for place in (0, 1):
+            state = plain_sited_layer(intact, intact.model.layers[2 + place], place, state, at)
+    for index in (4, 5):
+        state = run_layer(intact, intact.model.layers[index], state)
+    torch.testing.assert_close(found, intact.lm_head(intact.model.norm(state)), atol=1e-4, rtol=1e-4)
+
+
+def test_after_a_turn_no_site_and_no_linear_holds_ops(make, ids):
+    model = make().model
+    model.loops[0].modulator = Ops({name: [Scale(torch.ones(()))] for name in model.taps[0]})
+    model(ids)
+    assert not any(tap.ops for tap in model.taps[0].values())
+
+
+# What a turn would be read as
+
+
+@pytest.mark.parametrize("tables", [{}, {"splitter": {"use": "refine-last"}}], ids=["with a coda", "without"])
+def test_each_kept_turn_is_what_a_forward_of_so_many_turns_ends_with(tables, make, randomise, ids):
+    model = make(loop={"turns": 4}, **tables).model
+    randomise(model.loops)
+    with torch.no_grad():
+        trace = model(ids, keep_turns=True)
+        assert torch.equal(trace.turns[-1], trace.hidden)
+        for number, hidden in enumerate(trace.turns, start=1):
+            torch.testing.assert_close(hidden, model(ids, depth=Depth.full(number)).hidden, atol=1e-5, rtol=1e-5)
+        losses = torch.stack(trace.nll_by_turn(ids))
+        plain = [model(ids, depth=Depth.full(number)).nll(ids) for number in (1, 2, 3, 4)]
+        torch.testing.assert_close(losses, torch.stack(plain), atol=1e-4, rtol=1e-5)
+
+
+def test_turns_are_kept_and_shares_told_where_they_are_asked_for(make, ids):
+    trace = make(halter={"use": "act"}, loop={"turns": 3}).model(ids)
+    assert trace.turns == []
+    torch.testing.assert_close(sum(trace.shares), torch.ones(2, 12))
+    trace = make(loop={"turns": 3}).model(ids, keep_turns=True)
+    assert (len(trace.turns), trace.shares) == (3, [])
+
+
+def test_the_gradient_of_a_kept_turn_is_that_of_a_loop_which_ended_there(make, randomise, ids):
+    model = make(loop={"turns": 3}).model
+    randomise(model.loops)
+    kept = model(ids, keep_turns=True).nll_by_turn(ids)[1].sum()
+    short = model(ids, depth=Depth.full(2)).nll(ids).sum()
+    weights = [model.loops[0].gate.open.weight, model.loops[0].norm.scale.weight]
+    for mine, other in zip(*(torch.autograd.grad(loss, weights) for loss in (kept, short)), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-3, rtol=1e-4)
+
+
+class Reading(nn.Module):
+    """A norm that reads each state as if the loop ended with it, and triples what is read in the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits, self.normed = [], []
+
+    def forward(self, state, turn):
+        self.logits.append(turn.reader.logits(state))
+        self.normed.append((state, turn.reader.normed(state)))
+        return state
+
+    def read(self, state):
+        return state.tanh() * 3
+
+
+@torch.no_grad()
+def test_a_part_may_read_a_state_as_if_the_loop_ended_with_it(make, host, ids):
+    built = make(loop={"turns": 3})
+    parts, norm = null_parts(host, built.facts[0]), Reading()
+    parts.norm = norm
+    with built.model.with_parts([parts]):
+        built.model(ids)
+        told, between = list(norm.logits), list(norm.normed)
+        for number, logits in enumerate(told, start=1):
+            expected = built.model(ids, depth=Depth.full(number)).logits()
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    for state, normed in between:
+        assert torch.equal(normed, built.model.base.model.norm(state))
+
+
+@torch.no_grad()
+def test_what_a_norm_does_to_the_read_out_is_done_once_before_the_coda(make, host, ids):
+    intact = tiny_model()
+    built = make(intact)
+    parts = null_parts(host, built.facts[0])
+    parts.norm = Reading()
+    with built.model.with_parts([parts]):
+        trace = built.model(ids, depth=Depth.full(2), keep_turns=True)
+    state = run_layer(intact, intact.model.layers[0], intact.model.embed_tokens(ids))
+    for _ in range(2):
+        state = run_layer(intact, intact.model.layers[BLOCK], state)
+    state = run_layer(intact, intact.model.layers[5], state.tanh() * 3)
+    torch.testing.assert_close(trace.hidden, intact.model.norm(state), atol=1e-5, rtol=1e-5)
+    assert torch.equal(trace.turns[-1], trace.hidden)
+
+
+def test_parts_draw_from_the_seed_they_are_called_with_and_else_always_from_the_same(make, ids):
+    model = make(train={"seed": 7}).model
+    model.loops[0].norm = recorder = Recorder()
+    seeds = []
+    for given in ({"seed": 3}, {"seed": 0}, {}, {}):
+        model(ids, **given)
+        seeds.append(recorder.turn.seed)
+    assert seeds == [3, 0, 7, 7]
+
+
+# Several loops
+
+TWICE = Split(6, (Segment((0, 1), True), Segment((2,)), Segment((3,), True), Segment((4, 5))), residual_layers=())
+
+
+@pytest.fixture
+def twice(make, host):
+    """A model with two loops, of null parts."""
+    intact = tiny_model()
+    parts = [null_parts(host, make(intact).facts[0]) for _ in range(2)]
+    return RecursiveLM(intact, host.anatomy(intact.config), TWICE, parts, turns=2)
+
+
+@torch.no_grad()
+def test_two_loops_are_the_library_with_their_layers_again_and_again(twice, ids):
+    trace, order = twice(ids, keep_turns=True), [0, 1, 0, 1, 2, 3, 3, 4, 5]
+    torch.testing.assert_close(trace.logits(), library_logits(tiny_model(), order, ids), atol=1e-6, rtol=0)
+    assert trace.taken.eq(4).all()
+    once_there = library_logits(tiny_model(), [0, 1, 0, 1, 2, 3, 4, 5], ids)
+    torch.testing.assert_close(twice.head(trace.turns[0]), once_there, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_each_loop_has_parts_of_its_own(twice, ids):
+    first, second = Recorder(), Recorder()
+    twice.loops[0].norm, twice.loops[1].norm = first, second
+    twice.loops[1].modulator = Ops({"0.ffn-out": [Scale(torch.zeros(()))], "0.attention-out": [Scale(torch.zeros(()))]})
+    logits = twice(ids).logits()
+    torch.testing.assert_close(logits, library_logits(tiny_model(), [0, 1, 0, 1, 2, 4, 5], ids), atol=1e-6, rtol=0)
+    assert not torch.equal(first.turn.prelude, second.turn.prelude)
+
+
+def test_only_the_last_of_several_loops_can_be_read_as_if_it_had_ended(twice, ids):
+    twice.loops[1].norm = norm = Reading()
+    twice(ids)
+    assert len(norm.logits) == 2
+    twice.loops[0].norm = Reading()
+    with pytest.raises(UserError, match="reads the logits of a loop that another loop follows"):
+        twice(ids)
+
+
+# Every weight may learn
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bfloat16_base_that_learns_is_computed_in_bfloat16_from_float32_masters(family, make, ids):
+    intact = tiny_model(family=family).to(torch.bfloat16)
+    frozen, learning = make(intact).model, make(intact, adapter={"use": "full"}).model
+    assert {p.dtype for p in learning.parameters()} == {torch.float32}
+    assert learning.dtype == torch.bfloat16
+    trace, told = learning(ids, keep_turns=True), frozen(ids).logits().float()
+    assert {t.dtype for t in (trace.hidden, trace.head, *trace.turns, trace.logits())} == {torch.bfloat16}
+    difference = (trace.logits().float() - told).abs().max()
+    assert difference < 0.03 * told.abs().max()  # a few roundings of bfloat16
+    trace.nll(ids).mean().backward()
+    dead = [name for name, p in learning.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not [name for name in dead if name.startswith("base.")]
+    assert {p.grad.dtype for p in learning.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_a_base_that_learns_can_be_read_within_the_loop(make, host, ids):
+    built = make(tiny_model().to(torch.bfloat16), adapter={"use": "full"})
+    built.model.loops[0].norm = norm = Reading()
+    built.model(ids)
+    assert {logits.dtype for logits in norm.logits} == {torch.bfloat16}
+
+
+def test_a_rate_of_its_own_belongs_to_what_its_adapter_makes_learn(make):
+    built = make(adapter={"use": "full", "rate": 1e-4})
+    assert built.rates.keys() == {name for name, _ in built.model.named_parameters() if name.startswith("base.")}
+    assert set(built.rates.values()) == {1e-4}
+    assert make(adapter={"use": "full"}).rates == {}
+    assert make(adapter={"use": "unfreeze", "layers": 1}).rates == {}
+
+
+def test_what_an_adapter_before_it_made_learn_keeps_that_ones_rate(make):
+    use = ["unfreeze", "full"]
+    built = make(adapter={"use": use, "unfreeze": {"layers": 1}, "full": {"rate": 1e-4}})
+    learns = {name for name, _ in built.model.named_parameters() if name.startswith("base.")}
+    assert learns - built.rates.keys() == {name for name in learns if name.startswith("base.model.layers.5.")}

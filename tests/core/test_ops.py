@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ouroboros_core.ops import STATE, Add, LowRank, Scale, StateTap, Tap, applied, merge, shifted
+from ouroboros_core.ops import STATE, Add, Branches, LowRank, Normed, Scale, Site, Tap, applied, merge
 
 B, T, IN, OUT, R = 2, 3, 5, 4, 2
 
@@ -55,16 +55,67 @@ def test_on_a_linear_deltas_come_first_then_scales_then_additions(linear, x):
     torch.testing.assert_close(y, (x @ linear.weight.T + linear.bias + deltas) * scale + add + more)
 
 
-def test_on_the_state_additions_come_first_then_scales(x):
+def test_a_low_rank_op_without_a_core_is_the_product_of_its_factors(linear, x):
+    down, up = random(R, IN), random(OUT, R)
+    taps = {"0.q": Tap(linear)}
+    with applied(taps, {"0.q": [LowRank(down, up)]}):
+        torch.testing.assert_close(linear(x), x @ (linear.weight + up @ down).T + linear.bias)
+
+
+SITES = [STATE, "0.attention-in", "0.ffn-out", "1.ffn-sum"]
+
+
+def at_site(name, x, ops):
+    """What a site makes of a state."""
+    site = Site(name)
+    with applied({name: site}, {name: ops}):
+        return site(x)
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_at_a_site_additions_come_first_then_scales_then_deltas_of_the_stream(name, x):
+    first, second = (LowRank(random(R, IN), random(IN, R), core) for core in (None, random(B, T, R)))
     add, scale = random(IN), random(B, T, IN)
-    torch.testing.assert_close(shifted(x, [Scale(scale), Add(add), Scale(scale)]), (x + add) * scale * scale)
+    y = at_site(name, x, [first, Scale(scale), Add(add), second, Scale(scale)])
+    stream = (x + add) * scale * scale
+    deltas = stream @ (first.up @ first.down).T + (stream @ second.down.T * second.core) @ second.up.T
+    torch.testing.assert_close(y, stream + deltas)
 
 
-def test_ops_on_the_state_reach_the_input_of_the_first_layer(linear, x):
-    taps = {STATE: StateTap(linear)}
-    with applied(taps, {STATE: [Add(torch.ones(IN)), Scale(torch.full((IN,), 2.0))]}):
-        y = linear(x)
-    torch.testing.assert_close(y, ((x + 1) * 2) @ linear.weight.T + linear.bias)
+def test_behind_a_branch_the_norm_comes_last(x):
+    scale, delta = random(IN), LowRank(random(R, IN), random(IN, R))
+    y = at_site("0.ffn-sum", x, [Normed(torch.tanh), delta, Scale(scale)])
+    torch.testing.assert_close(y, torch.tanh(x * scale + x * scale @ (delta.up @ delta.down).T))
+
+
+def test_a_site_without_ops_hands_on_the_very_state(x):
+    assert Site(STATE)(x) is x
+
+
+def residual_branch(taps, h, ops):
+    """A branch whose norm doubles and whose body squares."""
+    with applied(taps, ops):
+        return Branches(taps, 1)("ffn", h, lambda h: 2 * h, torch.square)
+
+
+def branch_sites():
+    return {name: Site(name) for name in ("1.ffn-in", "1.ffn-out", "1.ffn-sum", "1.attention-in", "0.ffn-in")}
+
+
+def test_a_branch_adds_its_body_of_the_normed_stream(x):
+    torch.testing.assert_close(residual_branch(branch_sites(), x, {}), x + (2 * x) ** 2)
+
+
+def test_a_branch_passes_its_three_sites_in_their_places(x):
+    a, b, c = random(IN), random(B, T, IN), random(B, 1, IN)
+    ops = {"1.ffn-in": [Add(a)], "1.ffn-out": [Scale(b)], "1.ffn-sum": [Add(c), Normed(torch.tanh)]}
+    expected = torch.tanh(x + (2 * x + a) ** 2 * b + c)
+    torch.testing.assert_close(residual_branch(branch_sites(), x, ops), expected)
+
+
+def test_a_branch_passes_no_site_of_another_branch_or_layer(x):
+    ops = {"1.attention-in": [Add(random(IN))], "0.ffn-in": [Add(random(IN))]}
+    assert torch.equal(residual_branch(branch_sites(), x, ops), residual_branch(branch_sites(), x, {}))
 
 
 def test_merged_ops_keep_the_order_of_the_chain_under_each_name():
@@ -87,11 +138,12 @@ def test_outside_the_scope_the_linear_is_as_it_was(linear, x):
 
 
 def test_an_error_inside_the_scope_ends_it_too(linear, x):
-    before, taps = linear(x), {"0.q": Tap(linear), STATE: StateTap(linear)}
+    before, taps = linear(x), {"0.q": Tap(linear), STATE: Site(STATE)}
     everywhere = {"0.q": [Add(torch.ones(OUT))], STATE: [Scale(torch.zeros(IN))]}
     with pytest.raises(ZeroDivisionError), applied(taps, everywhere):
         raise ZeroDivisionError
     assert torch.equal(linear(x), before)
+    assert taps[STATE](x) is x
 
 
 def test_an_unknown_linear_is_named_and_nothing_is_applied(linear, x):
@@ -108,11 +160,20 @@ def test_the_activations_keep_their_dtype(linear, x):
     delta = LowRank(random(R, IN), random(OUT, R), random(R))
     with applied(taps, {"0.q": [delta, Scale(random(OUT)), Add(random(OUT))]}):
         assert linear(x.bfloat16()).dtype == torch.bfloat16
-    assert shifted(x.bfloat16(), [Add(random(IN)), Scale(random(IN))]).dtype == torch.bfloat16
 
 
-def test_a_low_rank_op_on_the_state_is_refused_and_not_ignored(linear, x):
-    taps = {STATE: StateTap(linear)}
+@pytest.mark.parametrize("name", SITES)
+def test_a_site_keeps_the_dtype_of_the_stream(name, x):
     delta = LowRank(random(R, IN), random(IN, R), random(R))
-    with pytest.raises((KeyError, TypeError, ValueError), match="state"), applied(taps, {STATE: [delta]}):
-        linear(x)
+    norm = [Normed(lambda x: x.float())] if name == STATE or name.endswith("-sum") else []
+    assert at_site(name, x.bfloat16(), [delta, Scale(random(IN)), Add(random(IN)), *norm]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["0.attention-in", "0.ffn-out", "0.q"])
+def test_a_norm_is_refused_where_the_stream_is_not_whole_and_nothing_is_applied(name, linear):
+    taps = {"0.down": Tap(linear), name: Tap(linear) if name == "0.q" else Site(name)}
+    ops = {"0.down": [Add(torch.ones(OUT))], name: [Normed(torch.tanh)]}
+    takes = "LowRank, Scale, Add" if name == "0.q" else "Add, Scale, LowRank"
+    with pytest.raises(TypeError, match=rf"^{name} takes {takes}, and was given Normed$"), applied(taps, ops):
+        pass
+    assert not any(tap.ops for tap in taps.values())

@@ -81,6 +81,87 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / "own"
 
 
+# Random weights from a config
+
+TINY = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def random_base(folder, seed=0, **config):
+    return load(settings(folder, dtype="float32", config={**TINY, **config}), seed)
+
+
+def test_a_config_makes_a_random_model_with_the_vocabulary_of_the_tokenizer(folder):
+    base, vocabulary = random_base(folder), len(tiny_tokenizer())
+    assert base.random
+    assert base.tokenizer("the people")["input_ids"] == tiny_tokenizer()("the people")["input_ids"]
+    assert base.model.lm_head.weight.shape == base.model.model.embed_tokens.weight.shape == (vocabulary, 32)
+    assert (len(base.model.model.layers), base.model.config.eos_token_id) == (3, 0)
+    assert base.model(torch.tensor([[0, vocabulary - 1]])).logits.isfinite().all()
+
+
+def test_a_pretrained_model_is_not_random(folder):
+    assert not load(settings(folder)).random
+
+
+def test_a_random_base_is_frozen_and_in_evaluation_mode_and_of_the_wanted_dtype(folder):
+    model = load(settings(folder, dtype="bfloat16", config=TINY)).model
+    assert not model.training
+    assert {(p.requires_grad, p.dtype) for p in model.parameters()} == {(False, torch.bfloat16)}
+
+
+def test_one_seed_gives_the_same_weights_and_another_gives_others(folder):
+    first, again, other = (random_base(folder, seed).model.state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+    assert not torch.equal(first["model.layers.2.mlp.up_proj.weight"], other["model.layers.2.mlp.up_proj.weight"])
+
+
+def test_the_fingerprint_of_a_random_base_is_that_of_its_config(folder):
+    assert random_base(folder, 3).fingerprint == random_base(folder, 4).fingerprint
+    assert random_base(folder).fingerprint != random_base(folder, hidden_size=64).fingerprint
+
+
+def test_only_the_tokenizer_of_the_named_base_is_needed(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert random_base(tmp_path).random
+    assert load_config(settings(tmp_path, config=TINY)).vocab_size == len(tiny_tokenizer())
+
+
+def test_the_config_alone_is_that_of_the_model(folder):
+    config = load_config(settings(folder, config=TINY))
+    assert config.to_dict() == random_base(folder).model.config.to_dict() | {"dtype": None, "architectures": None}
+
+
+WRONG_CONFIGS = {
+    "no model type": ({"model_type": None}, r"^base\.config names no model_type: .* base\.config\.model_type=llama$"),
+    "unknown key": (
+        {"hidden_siez": 3},
+        r"^base\.config\.hidden_siez: a llama config has no such key\. Did you mean 'hidden_size'\?$",
+    ),
+    "unknown type": ({"model_type": "lama"}, r"is no causal language model that transformers knows: .*lama"),
+    "wrong type": ({"hidden_size": "wide"}, r"^base\.config: .*'hidden_size' expected int, got str"),
+    "impossible": ({"hidden_size": 33}, r"^base\.config: .*33\) is not a multiple of the number of attention heads"),
+    "no heads": ({"num_attention_heads": 0}, r"^base\.config: .*zero"),
+}
+
+
+@pytest.mark.parametrize("read", [load, load_config])
+@pytest.mark.parametrize(("change", "message"), WRONG_CONFIGS.values(), ids=WRONG_CONFIGS)
+def test_a_config_that_makes_no_model_is_refused_in_one_line(read, change, message, folder):
+    config = {key: value for key, value in {**TINY, **change}.items() if value is not None}
+    with pytest.raises(UserError, match=message) as caught:
+        read(settings(folder, config=config))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_without_a_tokenizer_makes_no_random_model(tmp_path):
+    with pytest.raises(UserError, match=r"^base .* is (not there|no causal language model)"):
+        random_base(tmp_path)
+
+
 # What is refused
 
 

@@ -74,7 +74,7 @@ def test_the_later_layer_wins(host):
 
 def test_options_of_a_part_add_up_over_the_layers(host):
     settings = resolved(host, "halter.use = 'act'\nhalter.bias = -1", "halter.epsilon = 0.1", "halter.bias = -3")
-    assert options(settings, Slot.HALTER).model_dump() == {"bias": -3.0, "epsilon": 0.1}
+    assert (options(settings, Slot.HALTER).bias, options(settings, Slot.HALTER).epsilon) == (-3.0, 0.1)
 
 
 def test_naming_another_part_drops_the_options_of_the_old_one(host):
@@ -101,6 +101,35 @@ def test_a_layer_is_left_as_it_was(host):
 
 def test_an_empty_table_changes_nothing(host):
     assert resolve(host, [{"gate": {}, "train": {}}]) == resolve(host, [])
+
+
+def test_the_config_of_a_base_is_laid_key_by_key(host):
+    file = "[base.config]\nmodel_type = 'llama'\nhidden_size = 32\nrope_parameters = {rope_theta = 1e4, kind = 'a'}"
+    settings = resolve(
+        host,
+        [
+            tomli.loads(file),
+            assignment("base.config.hidden_size=64"),
+            assignment("base.config.rope_parameters.rope_theta=5"),
+        ],
+    )
+    told = {"model_type": "llama", "hidden_size": 64, "rope_parameters": {"rope_theta": 5, "kind": "a"}}
+    assert settings.base.config == told
+    assert (settings.base.name, settings.base.dtype) == ("smollm2-135m", "bfloat16")
+    same(settings, resolved(host, tomli_w.dumps(settings.tables())))
+
+
+def test_a_config_laid_over_another_leaves_it_as_it_was(host):
+    layer = {"base": {"config": {"model_type": "llama"}}}
+    resolve(host, [layer, assignment("base.config.hidden_size=64")])
+    assert layer == {"base": {"config": {"model_type": "llama"}}}
+
+
+def test_a_config_that_is_no_table_is_refused(host):
+    with pytest.raises(UserError, match=r"^base\.config = 'llama': .*dict"):
+        resolve(host, [assignment("base.config=llama")])
+    with pytest.raises(UserError, match=r"^base\.config = 'llama': .*dict"):
+        resolve(host, [{"base": {"config": {"hidden_size": 3}}}, assignment("base.config=llama")])
 
 
 # Slots that take several parts

@@ -31,11 +31,51 @@ def test_empty_segments_and_empty_removals_are_not_drawn():
     assert Split(2, (Segment(()), Segment((0, 1), True), Segment(())), ()).drawn(3) == "0-1 x 3"
 
 
+def test_the_kept_layers_run_in_the_order_of_the_segments():
+    assert Split(6, (Segment((0, 4)), Segment((2, 1), True), Segment((5,))), ()).order == (0, 4, 2, 1, 5)
+
+
+def test_loops_of_one_layer_are_drawn_together():
+    loops = [Segment((layer,), looped=True) for layer in (1, 4)]
+    assert Split(6, (Segment((0,)), *loops, Segment((5,))), ()).drawn(3) == "0 | 1, 4 each x 3 | 5   (removed: 2-3)"
+    assert Split(6, (*loops[:1], Segment((2, 3), True), *loops[1:]), ()).drawn(3).startswith("1 x 3 | 2-3 x 3 | 4 x 3")
+
+
+def test_what_a_layer_starts_as_the_mean_of_is_counted():
+    averaged = {1: (1, 3), 2: (2, 4)}
+    assert (
+        Split(6, (Segment((1, 2), True), Segment((5,))), (), averaged)
+        .drawn(2)
+        .startswith("1-2 x 2 (each the mean of 2) | 5 ")
+    )
+    assert Split(2, (Segment((0,), True),), (), {0: (0, 1)}).drawn(2) == "0 x 2 (the mean of 2)   (removed: 1)"
+
+
 @pytest.mark.parametrize(
     ("numbers", "text"),
-    [((), ""), ((3,), "3"), ((0, 1), "0-1"), ((0, 1, 2, 5), "0-2, 5"), ((1, 3, 4, 9), "1, 3-4, 9")],
+    [
+        ((), ""),
+        ((3,), "3"),
+        ((0, 1), "0-1"),
+        ((0, 1, 2, 5), "0-2, 5"),
+        ((1, 3, 4, 9), "1, 3-4, 9"),
+        ((0, 2, 3, 4), "0, 2-4"),
+        ((0, 3, 6, 9), "0, 3, 6, 9"),
+    ],
 )
 def test_numbers_that_follow_each_other_become_ranges(numbers, text):
+    assert ranges(numbers) == text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ((0, 2, 4, 6, 8), "0, 2, ... 8"),
+        (tuple(range(1, 30, 2)), "1, 3, ... 29"),
+        ((0, *range(5, 30, 5), 26, 27), "0, 5, ... 25, 26-27"),
+    ],
+)
+def test_many_numbers_at_equal_distances_are_not_named_one_by_one(numbers, text):
     assert ranges(numbers) == text
 
 

@@ -26,3 +26,15 @@ def test_the_gradient_reaches_the_row_that_was_read_only():
 def test_more_trained_turns_than_rows_are_refused():
     with pytest.raises(UserError, match="5 turns are trained but the part has rows for 4: raise its `rows`"):
         TurnTable(4, 5, 2)
+    with pytest.raises(UserError, match="but the part has rows for 4: train fewer"):
+        TurnTable.starting(torch.ones(4, 2), 5, remedy="train fewer")
+
+
+def test_a_table_may_start_as_given_rows_which_it_copies_in_float32():
+    rows = torch.arange(6.0).view(3, 2).bfloat16()
+    table = TurnTable.starting(rows, 2)
+    rows.zero_()
+    assert table(1).tolist() == [2, 3]
+    assert table(2).tolist() == [2, 3]
+    assert table.weight.dtype == torch.float32
+    assert table.weight.requires_grad

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from ouroboros_core import data, training
+from ouroboros_core.build import refuse_nonsense
 from ouroboros_core.contracts import Part, Slot
 from ouroboros_core.errors import CheckFailed, UserError
 from ouroboros_core.hooks import hookimpl
@@ -77,6 +78,18 @@ def test_an_allowed_leak_is_said_loudly(host, settings, listener):
     run(settings(modulator={"pool": "sequence-mean"}, run={"allow_leak": True}), host, listener)
     (causality,) = (check for check in listener.checks if check.name == "causality")
     assert causality.detail.startswith("LEAKS, as allowed")
+
+
+def test_a_price_of_thinking_where_nobody_may_stop(host, settings, tmp_path):
+    with pytest.raises(
+        UserError, match=r"objective 'ponder' is about when tokens halt, and halter 'fixed' tells nothing"
+    ):
+        run(settings(objective={"use": ["next-token", "ponder"]}), host)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_price_of_thinking_is_let_pass_where_tokens_halt(settings):
+    refuse_nonsense(settings(objective={"use": ["next-token", "ponder"]}, halter={"use": "act"}))
 
 
 class Dead(nn.Module):

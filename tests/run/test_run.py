@@ -7,10 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ouroboros_core.build import control_settings
+from ouroboros_core.contracts import Part, Slot
 from ouroboros_core.errors import CheckFailed, UserError
 from ouroboros_core.evaluation import score
+from ouroboros_core.hooks import hookimpl
+from ouroboros_core.host import PluginHost
+from ouroboros_core.options import NoOptions
+from ouroboros_core.resolve import resolve
 from ouroboros_core.run import run
 from ouroboros_core.rundir import load_run, settings_of
+from ouroboros_core.split import Segment, Split
 from ouroboros_core.training import parameter_groups
 
 GRID = [(m, g) for m in ("controller", "static", "none") for g in ("sigmoid", "none")]
@@ -72,12 +79,15 @@ def test_every_modulator_and_gate_is_one_flag_away(host, settings, modulator, ga
     "chosen",
     [
         {"splitter": {"use": "refine-last"}},
+        {"splitter": {"use": "sequence", "layers": 2}, "loop": {"turns": 3}, "modulator": {"use": "none"}},
         {"splitter": {"prelude": 1, "block": 2, "size": 2, "coda": 1}},
         {"halter": {"use": "act"}, "objective": {"use": ["next-token", "ponder"]}},
         {"objective": {"use": ["next-token", "distill"], "distill": {"weight": 0.5, "temperature": 2.0}}},
         {"schedule": {"use": "choice", "turns": [1, 2, 3], "with_gradient": 2}},
         {"adapter": {"use": "coda-lora", "rank": 2}},
         {"adapter": {"use": ["coda-lora", "unfreeze"], "unfreeze": {"layers": 1}}},
+        {"adapter": {"use": "full", "rate": 1e-4}},
+        {"adapter": {"use": "full"}, "base": {"dtype": "bfloat16"}},
         {"modulator": {"use": ["controller", "static"], "controller": {"rank": 4}, "static": {"rank": 2}}},
         {"modulator": {"pool": "prompt", "prompt": 4}},
         {"loop": {"recompute": True}},
@@ -91,6 +101,31 @@ def test_every_part_runs(host, settings, chosen):
     loaded = load_run(outcome.folder, host)
     trained = load_file(outcome.folder / "parts.safetensors")
     state = loaded.built.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
+
+
+def two_loops(facts):
+    """A loop of two layers and a loop of one; layer 2 is removed."""
+    return Split(facts.layers, (Segment((0, 1), True), Segment((3,)), Segment((4,), True), Segment((5,))), (2,))
+
+
+class TwoLoops:
+    @staticmethod
+    @hookimpl
+    def ouroboros_parts():
+        yield Part(Slot.SPLITTER, "two-loops", NoOptions, lambda options, facts: two_loops, "For these tests.")
+
+
+@pytest.mark.parametrize("more", [{}, {"halter": {"use": "act"}}, {"modulator": {"use": "none"}}], ids=str)
+def test_a_split_with_several_loops_runs_with_parts_of_their_own(more, settings, listener):
+    host = PluginHost.installed(third_party=False)
+    host.add("two-loops", TwoLoops)
+    outcome = run(resolve(host, [settings(**more).tables(), {"splitter": {"use": "two-loops"}}]), host, listener)
+    assert outcome.evaluation["split"] == "0-1 x 4 | 3 | 4 x 4 | 5   (removed: 2)"
+    assert all(check.passed for check in listener.checks)
+    trained = load_file(outcome.folder / "parts.safetensors")
+    assert {name.split(".")[1] for name in trained} == {"0", "1"}
+    state = load_run(outcome.folder, host).built.model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
 
 
@@ -110,6 +145,26 @@ def test_a_control_with_nothing_to_train_is_refused_and_not_called_trained(host,
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_control_has_the_objectives_that_do_not_read_shares(host, settings):
+    halting = {"halter": {"use": "act"}, "loop": {"turns": 3}}
+    both = {"use": ["next-token", "ponder"], "next-token": {"weight": 2.0}}
+    control = control_settings(settings(**halting, objective=both), host)
+    assert [(choice.name, choice.options.weight) for choice in control.parts[Slot.OBJECTIVE]] == [("next-token", 2.0)]
+    assert (control.one(Slot.HALTER).name, control.loop.turns) == ("fixed", 1)
+
+
+def test_a_control_that_would_have_no_objective_has_the_default_one(host, settings):
+    control = control_settings(settings(halter={"use": "act"}, objective={"use": "ponder"}), host)
+    assert [choice.name for choice in control.parts[Slot.OBJECTIVE]] == ["next-token"]
+
+
+def test_a_run_that_halts_has_a_control_that_does_not(host, settings):
+    halting = {"halter": {"use": "act"}, "objective": {"use": ["next-token", "ponder"]}}
+    outcome = run(settings(eval={"control": True}, adapter={"use": "coda-lora"}, **halting), host)
+    told = json.loads((outcome.folder / "control" / "metrics.jsonl").read_text().splitlines()[0])
+    assert told["terms"].keys() == {"next-token"}
+
+
 def test_a_control_beside_it_does_not_change_the_model(host, settings):
     lora = {"use": "coda-lora", "rank": 2, "dropout": 0.3}
     alone, beside = (run(settings(adapter=lora, eval={"control": control}), host).folder for control in (False, True))
@@ -119,14 +174,14 @@ def test_a_control_beside_it_does_not_change_the_model(host, settings):
 
 def test_two_runs_of_one_second_have_folders_of_their_own(host, settings, monkeypatch):
     monkeypatch.setattr(
-        "ouroboros_core.rundir.new_name", lambda settings: Path(settings.run.folder) / settings.run.name
+        "ouroboros_core.rundir.new_name", lambda settings, folder: Path(settings.run.folder) / settings.run.name
     )
     one, two = (run(settings(), host).folder for _ in range(2))
     assert (one.name, two.name) == ("run", "run-2")
     assert (one / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("adapter", ["coda-lora", "unfreeze"])
+@pytest.mark.parametrize("adapter", ["coda-lora", "unfreeze", "full"])
 def test_whatever_learns_is_a_float32_master(host, settings, adapter):
     options = {"layers": 1} if adapter == "unfreeze" else {}
     folder = run(settings(adapter={"use": adapter, **options}, base={"dtype": "bfloat16"}), host).folder
@@ -196,7 +251,7 @@ def test_dropout_is_on_in_training_and_off_in_judgement(host, settings, listener
 
 def test_only_matrices_are_decayed(host, settings, make):
     model = make().model
-    decayed, spared = parameter_groups(model, 0.05)
+    (_, decayed), (_, spared) = parameter_groups(model, 0.05, {})
     names = {id(p): name for name, p in model.named_parameters()}
     assert decayed["weight_decay"] == 0.05
     assert spared["weight_decay"] == 0.0

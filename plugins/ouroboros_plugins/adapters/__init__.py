@@ -3,7 +3,8 @@
 from ouroboros_core.contracts import Part, Slot
 from ouroboros_core.options import NoOptions
 from ouroboros_plugins.adapters.coda_lora import CodaLora, CodaLoraOptions
-from ouroboros_plugins.adapters.none import no_adapter
+from ouroboros_plugins.adapters.full import Full, FullOptions
+from ouroboros_plugins.adapters.none import NoAdapter
 from ouroboros_plugins.adapters.unfreeze import Unfreeze, UnfreezeOptions
 
 PARTS = (
@@ -11,7 +12,7 @@ PARTS = (
         Slot.ADAPTER,
         "none",
         NoOptions,
-        lambda options, facts: no_adapter,
+        lambda options, facts: NoAdapter(),
         "The base stays frozen.",
         null=True,
         default=True,
@@ -31,5 +32,13 @@ PARTS = (
         lambda options, facts: Unfreeze(options.layers),
         "The last layers of the coda learn.",
         "Ouroboros, section 6",
+    ),
+    Part(
+        Slot.ADAPTER,
+        "full",
+        FullOptions,
+        lambda options, facts: Full(options.rate),
+        "All weights learn, at a rate of their own: healing, uptraining, or training from scratch.",
+        "Bae 2024; McLeish 2025",
     ),
 )

@@ -1,6 +1,7 @@
 """LoRA on the coda, through PEFT."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from peft import LoraConfig, inject_adapter_in_model
 from pydantic import Field
@@ -22,6 +23,7 @@ class CodaLoraOptions(Options):
 class CodaLora:
     """W x + (alpha / R) B A x on the coda's linears (Hu 2022). B = 0 at the start, so nothing changes at first."""
 
+    rate: ClassVar[float | None] = None
     rank: int
     alpha: float
     dropout: float

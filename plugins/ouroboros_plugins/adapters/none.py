@@ -1,7 +1,14 @@
 """No adapter."""
 
+from typing import ClassVar
+
 from ouroboros_core.model import RecursiveLM
 
 
-def no_adapter(model: RecursiveLM) -> None:
+class NoAdapter:
     """Nothing of the base learns."""
+
+    rate: ClassVar[float | None] = None
+
+    def __call__(self, model: RecursiveLM) -> None:
+        """Leave it as it is."""

@@ -1,6 +1,7 @@
 """Layers of the coda that learn."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -19,6 +20,7 @@ class UnfreezeOptions(Options):
 class Unfreeze:
     """All weights of the last `layers` of the coda are trained."""
 
+    rate: ClassVar[float | None] = None
     layers: int
 
     def __call__(self, model: RecursiveLM) -> None:

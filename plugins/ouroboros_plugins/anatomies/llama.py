@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.masking_utils import create_masks_for_generate
 
-from ouroboros_core.anatomy import HFModel
+from ouroboros_core.anatomy import Calls, HFModel
+from ouroboros_core.ops import Branches
 
 FAMILY = frozenset({"llama", "qwen2", "qwen3", "mistral"})
 LINEARS = {
@@ -37,20 +38,28 @@ class LlamaAnatomy:
         embeds: Tensor = self.inner(base).embed_tokens(ids)
         return embeds
 
-    def calls(
-        self, base: HFModel, embeds: Tensor, positions: Tensor, mask: Tensor | None
-    ) -> Callable[[nn.Module, int], Callable[[Tensor], Tensor]]:
+    def calls(self, base: HFModel, embeds: Tensor, positions: Tensor, mask: Tensor | None) -> Calls:
         """Mask by layer type, and one rotary embedding for all layers."""
         config = base.config
         # positions are passed with a mask only: without one the library would look in them for packed documents
         masks = create_masks_for_generate(config, embeds, mask, None, None if mask is None else positions)
         rotary = self.inner(base).rotary_emb(embeds, position_ids=positions)
 
-        def call(layer: nn.Module, index: int) -> Callable[[Tensor], Tensor]:
+        def call(layer: Any, index: int, branches: Branches | None = None) -> Callable[[Tensor], Tensor]:
             own = masks[config.layer_types[index]] if isinstance(masks, dict) else masks
-            return lambda h: layer(
-                h, attention_mask=own, position_ids=positions, position_embeddings=rotary, use_cache=False
-            )
+            shared = {"attention_mask": own, "position_ids": positions, "position_embeddings": rotary}
+            if branches is None:
+                return lambda h: layer(h, use_cache=False, **shared)
+
+            def attend(x: Tensor) -> Tensor:
+                attended: Tensor = layer.self_attn(x, **shared)[0]
+                return attended
+
+            def sited(h: Tensor) -> Tensor:
+                h = branches("attention", h, layer.input_layernorm, attend)
+                return branches("ffn", h, layer.post_attention_layernorm, layer.mlp)
+
+            return sited
 
         return call
 
