@@ -1,4 +1,4 @@
-"""The gate `tanh`: a learned opening for each dimension of the state."""
+"""The gate `tanh`, a learned opening for each dimension of the state, and a preset that uses it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ouroboros_core import Options, hookimpl
 from ouroboros_core.contracts import LoopFacts, Part, Slot, Turn
+from ouroboros_core.presets import Preset
 
 
 class TanhGateOptions(Options):
@@ -45,3 +46,15 @@ def build(options: TanhGateOptions, facts: LoopFacts) -> TanhGate:
 def ouroboros_parts() -> Iterable[Part]:
     """Offer the gate."""
     yield Part(Slot.GATE, "tanh", TanhGateOptions, build, "A learned opening for each dimension of the state.")
+
+
+@hookimpl
+def ouroboros_presets() -> Iterable[Preset]:
+    """Offer settings under a name."""
+    yield Preset(
+        "gentle",
+        {"modulator": {"use": "static", "rank": 8}, "gate": {"use": "tanh", "openness": 0.05}},
+        summary="A static modulator of low rank behind a gate that starts nearly closed.",
+        source="this package",
+        faithful="It is its own original.",
+    )

@@ -62,6 +62,13 @@ def test_every_dimension_learns(states):
     assert (gate.a.grad != 0).all()
 
 
+def test_the_preset_sets_the_gate_and_can_be_overridden(host):
+    settings = resolve(host, [host.preset("gentle").settings, assignment("gate.openness=0.2")])
+    assert settings.one(Slot.GATE).name == "tanh"
+    assert settings.one(Slot.GATE).options.openness == 0.2
+    assert settings.one(Slot.MODULATOR).options.rank == 8
+
+
 def test_no_token_sees_a_later_one(model):
     ids = torch.randint(1, 300, (2, 12), generator=torch.Generator().manual_seed(0))
     assert causality(model, ids).passed

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ouroboros_core.errors import UserError
 from ouroboros_core.testing import tiny_model
+from ouroboros_plugins.adapters.full import FullOptions
 
 
 def learning(model):
@@ -77,3 +79,32 @@ def test_no_tensor_of_an_adapted_model_is_shared_with_the_intact_one(make):
     theirs = {p.data_ptr() for p in intact.parameters()}
     model = make(intact, adapter={"use": "unfreeze", "layers": 1}).model
     assert not theirs & {p.data_ptr() for p in model.base.parameters()}
+
+
+def test_with_full_every_weight_of_the_base_learns_in_float32(make, ids):
+    model = make(tiny_model().bfloat16(), adapter={"use": "full"}).model
+    assert learning(model) == {name for name, _ in model.base.named_parameters()}
+    assert {p.dtype for p in model.base.parameters()} == {torch.float32}
+    model(ids).nll(ids).mean().backward()
+    assert all(p.grad.any() for p in model.base.parameters())
+
+
+def test_making_every_weight_learn_changes_no_logit(make, ids):
+    plain, full = make().model, make(adapter={"use": "full"}).model
+    assert torch.equal(full(ids).logits(), plain(ids).logits())
+
+
+def test_a_rate_of_its_own_goes_to_the_weights_of_the_base_alone(make):
+    built = make(adapter={"use": "full", "rate": 3e-5})
+    assert built.rates == {f"base.{name}": 3e-5 for name, _ in built.model.base.named_parameters()}
+    assert any(p.requires_grad for p in built.model.loops.parameters())
+
+
+def test_without_a_rate_the_weights_learn_at_the_rate_of_the_run(make):
+    assert make(adapter={"use": "full"}).rates == {}
+
+
+@pytest.mark.parametrize("rate", [0.0, -1e-4])
+def test_a_rate_that_teaches_nothing_is_refused(rate):
+    with pytest.raises(ValidationError, match="rate"):
+        FullOptions(rate=rate)

@@ -5,7 +5,9 @@ import torch
 from transformers import GPT2Config
 
 from ouroboros_core.anatomy import truncated
+from ouroboros_core.contracts import BRANCHES
 from ouroboros_core.errors import UserError
+from ouroboros_core.ops import Add, Branches, Normed, Scale, Site, applied
 from ouroboros_core.testing import tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
@@ -26,6 +28,51 @@ def test_the_pieces_put_together_are_the_whole(family, padding, host, ids):
     found = anatomy.head(model)(anatomy.finish(model, h))
     expected = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+def sites(place=0):
+    names = [f"{place}.{branch}-{where}" for branch in BRANCHES for where in ("in", "out", "sum")]
+    return {name: Site(name) for name in names}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("padding", [None, "left"])
+def test_a_layer_with_idle_sites_is_the_library_s_own(family, padding, host, ids):
+    model = tiny_model(family=family)
+    anatomy, mask = host.anatomy(model.config), torch.ones_like(ids)
+    if padding:
+        mask[0, :4] = 0
+    h = anatomy.embed(model, ids)
+    calls = anatomy.calls(model, h, (mask.cumsum(-1) - 1).clamp(min=0), mask if padding else None)
+    for index, layer in enumerate(model.model.layers):
+        found, expected = calls(layer, index, Branches(sites(place=1), 1))(h), calls(layer, index)(h)
+        torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_the_sites_of_a_layer_are_where_their_names_say(branch, host, ids):
+    model = tiny_model()
+    anatomy, layer, taps = host.anatomy(model.config), model.model.layers[2], sites()
+    h, positions = anatomy.embed(model, ids), torch.arange(12).expand(2, -1)
+    rotary = model.model.rotary_emb(h, position_ids=positions)
+    future = torch.full((12, 12), -torch.inf).triu(1)[None, None]
+    scale, shift, norm = torch.linspace(0.5, 2, 32), torch.linspace(-1, 1, 32), torch.nn.LayerNorm(32)
+
+    def changed(h, name, before, body):
+        if name != branch:
+            return h + body(before(h))
+        return norm(h + body(before(h) * scale) + shift)
+
+    plain = changed(
+        h, "attention", layer.input_layernorm,
+        lambda x: layer.self_attn(x, attention_mask=future, position_embeddings=rotary)[0],
+    )  # fmt: skip
+    plain = changed(plain, "ffn", layer.post_attention_layernorm, layer.mlp)
+    at = f"0.{branch}"
+    ops = {f"{at}-in": [Scale(scale)], f"{at}-out": [Add(shift)], f"{at}-sum": [Normed(norm)]}
+    with applied(taps, ops):
+        found = anatomy.calls(model, h, positions, None)(layer, 2, Branches(taps, 0))(h)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,5 +1,6 @@
 """The example plugin as its users have it: installed from its folder into an environment of its own."""
 
+import json
 import shutil
 import subprocess
 import sysconfig
@@ -67,3 +68,22 @@ def test_the_tests_of_the_example_pass_where_it_is_installed(python, tmp_path):
     shutil.copy(EXAMPLE / "test_ouro_tanh.py", tmp_path)
     told = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path, cwd=tmp_path)
     assert "passed" in told
+
+
+@pytest.mark.slow
+def test_its_preset_runs_by_name(python, tmp_path):
+    words = [f"the state of the union is strong in year {n}, and so are its people" for n in range(40)]
+    (tmp_path / "text").mkdir()
+    for number in range(6):
+        (tmp_path / "text" / f"{number}.txt").write_text(" ".join(words[number:] + words[:number]))
+    run(python, "-c", "from ouroboros_core.testing import tiny_base; tiny_base('base')", cwd=tmp_path)
+    small = {"data.train": "text", "data.heldout": '["near"]', "data.length": 16, "train.warmup": 1,
+             "eval.tokens": 256, "eval.validation": 256, "modulator.rank": 4, "base.dtype": "float32"}  # fmt: skip
+    settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    told = run(python, "-m", "ouroboros_cli", "run", "--preset", "gentle", "--base", "base", "--steps", 3, "--device",
+               "cpu", "--json", "--quiet", *settings, cwd=tmp_path)  # fmt: skip
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads(told)["folder"] == str(Path("runs", folder.name))
+    resolved = (folder / "resolved.toml").read_text()
+    assert 'use = "tanh"' in resolved
+    assert "openness = 0.05" in resolved

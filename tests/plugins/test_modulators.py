@@ -1,17 +1,26 @@
-"""Modulators against their equations: pools by a python loop, the controller from its raw weights."""
+"""Modulators against their equations: pools by a python loop, the controller from its raw weights, and those that
+are a change of weights or states against the library's own model, changed by hand."""
 
+import copy
+import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from ouroboros_core.build import refuse_leaks
-from ouroboros_core.contracts import LoopFacts, Slot, TapFacts, Turn
+from ouroboros_core.bases import svd_residuals
+from ouroboros_core.build import null_parts, refuse_nonsense
+from ouroboros_core.contracts import Depth, Slot, TapFacts
 from ouroboros_core.errors import UserError
+from ouroboros_core.gradients import WATCHED_STEPS, GradientWatch
+from ouroboros_core.model import RecursiveLM, started
 from ouroboros_core.resolve import resolve
-from ouroboros_core.testing import a_turn, loop_facts
+from ouroboros_core.split import Segment, Split
+from ouroboros_core.tables import TurnTable
+from ouroboros_core.testing import a_turn, loop_facts, tiny_model
 from ouroboros_plugins.modulators.controller import ControllerOptions
 from ouroboros_plugins.modulators.pooling import pooling
 
@@ -28,7 +37,7 @@ def left_padded():
     mask = torch.ones(B, T, dtype=torch.bool)
     mask[1, :2] = mask[2, :5] = False
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    return Turn(0, False, positions, mask, torch.zeros(B, T), seed=0)
+    return replace(a_turn(B, T), positions=positions, mask=mask)
 
 
 def plain_pool(state, mask, seen_by):
@@ -86,13 +95,15 @@ def test_the_prompt_pool_and_its_length_go_together(options):
 def test_the_papers_pool_is_refused_unless_leaks_are_allowed(host):
     leaky = {"modulator": {"pool": "sequence-mean"}}
     with pytest.raises(UserError, match="modulator 'controller', so configured, lets a token see later ones"):
-        refuse_leaks(resolve(host, [leaky]))
-    refuse_leaks(resolve(host, [leaky, {"run": {"allow_leak": True}}]))
+        refuse_nonsense(resolve(host, [leaky]))
+    refuse_nonsense(resolve(host, [leaky, {"run": {"allow_leak": True}}]))
 
 
 def modulator(host, name="controller", facts=None, **options):
     part = host.find(Slot.MODULATOR, name)
-    return part.build(part.options(**{"rank": 4, **options}), facts or loop_facts(D))
+    torch.manual_seed(0)
+    small = {"rank": 4} if "rank" in part.options.model_fields else {}
+    return part.build(part.options(**(small | options)), facts or loop_facts(D))
 
 
 @pytest.mark.parametrize("index", [0, 2])
@@ -127,9 +138,8 @@ def test_no_modulation_is_no_ops(host, state):
 def test_the_papers_controller_has_its_number_of_parameters(host):
     taps = {f"0.{name}": TapFacts(2048, 2048) for name in ("q", "k", "v", "o", "gate", "up", "down")}
     with torch.device("meta"):
-        facts = LoopFacts(
-            2048, 4, 4, taps, lambda rank: {n: (torch.empty(rank, 8), torch.empty(8, rank)) for n in taps}
-        )
+        bases = {name: (torch.empty(32, 8), torch.empty(8, 32)) for name in taps}
+        facts = replace(loop_facts(2048, turns=4), taps=taps, bases=lambda rank: bases)
         controller = modulator(host, facts=facts, rank=32)
     assert sum(p.numel() for p in controller.parameters() if p.requires_grad) == 692_864
 
@@ -144,7 +154,18 @@ def test_a_fresh_modulator_is_nothing_and_can_learn(name, host, state):
     assert any(p.grad is not None and p.grad.any() for p in fresh.parameters())
 
 
-@pytest.mark.parametrize("table", [{}, {"use": "static", "rank": 4}])
+FRESH = [
+    {},
+    {"use": "static", "rank": 4},
+    {"use": "lora", "start": "zero", "rank": 4},
+    {"use": "level-signal"},
+    {"use": "step-embedding", "kind": "learned"},
+    {"use": "step-scale"},
+    {"use": "step-scale", "on": "output"},
+]
+
+
+@pytest.mark.parametrize("table", FRESH)
 def test_a_fresh_modulator_leaves_the_logits_of_a_model_alone(table, make, ids):
     without, fresh = make(modulator={"use": "none"}).model, make(modulator=table).model
     assert torch.equal(fresh(ids).logits(), without(ids).logits())
@@ -172,3 +193,277 @@ def test_chained_modulators_add_their_deltas(make, randomise, ids):
     assert all(len(these) == 2 for these in ops.values())
     _, static = both.loops[0].modulator.modulators
     assert torch.equal(ops["0.q"][1].core, static(torch.ones(1, 2, 32), a_turn(1, 2))["0.q"][0].core)
+
+
+# LoRA by turn
+
+
+@pytest.mark.parametrize(("index", "row"), [(0, 0), (1, 1), (2, 1), (9, 1)])
+def test_a_lora_starts_as_the_residual_of_the_layer_that_its_turn_stands_for(index, row, host, state):
+    facts = loop_facts(D, turns=3, trained_turns=2)
+    ops = modulator(host, "lora", facts)(state, a_turn(B, T, index))
+    for name, rows in facts.residuals(4).items():
+        (op,) = ops[name]
+        x = torch.randn(B, T, facts.taps[name].inputs)
+        down, up = rows[row]
+        torch.testing.assert_close(op(x), x @ (up @ down).T, atol=1e-4, rtol=1e-4)
+        assert op.core is None
+
+
+def test_a_lora_from_zero_has_a_row_for_each_trained_turn_and_one_factor_that_is_not_zero(host):
+    lora = modulator(host, "lora", loop_facts(256, turns=5, trained_turns=3), start="zero")
+    for down, up, inputs in zip(lora.down, lora.up, (256, 512), strict=True):
+        assert down.weight.shape == (3, 4, inputs)
+        assert not up.weight.any()
+        assert down.weight.abs().max() <= inputs**-0.5  # as torch.nn.Linear starts
+        torch.testing.assert_close(down.weight.std().item(), (3 * inputs) ** -0.5, atol=0, rtol=0.1)
+
+
+def test_a_lora_may_be_for_some_linears_only(host, state):
+    assert set(modulator(host, "lora", linears=["down"])(state, a_turn(B, T))) == {"0.down"}
+    with pytest.raises(UserError, match="no linear 'o' in the block; it has q, down"):
+        modulator(host, "lora", linears=["q", "o"])
+
+
+def test_more_trained_turns_than_the_splitter_has_layers_for_are_refused(host):
+    facts = replace(loop_facts(D, turns=3), trained_turns=4)
+    message = "4 turns are trained but the part has rows for 3: train no more turns than the splitter has layers for"
+    with pytest.raises(UserError, match=message):
+        modulator(host, "lora", facts)
+    assert modulator(host, "lora", facts, start="zero").down[0].weight.shape[0] == 4
+
+
+def test_a_splitter_that_tells_of_no_layers_gives_a_lora_nothing_to_start_from(make):
+    with pytest.raises(UserError, match="or start from zero"):
+        make(modulator={"use": "lora", "rank": 4})
+
+
+def related(rank):
+    """A tiny model whose layers 1 to 3 differ, in every linear, by changes of this rank."""
+    intact, generator = tiny_model(), torch.Generator().manual_seed(3)
+    for name, first in intact.model.layers[1].named_parameters():
+        for index in (2, 3) if first.ndim == 2 else ():
+            up, down = (torch.randn(n, rank, generator=generator) * 0.15 for n in first.shape)
+            intact.model.layers[index].get_parameter(name).data = first + up @ down.T
+    return intact
+
+
+def standing_for(host, intact, split, rank, trained=3):
+    """The split's model with a LoRA on its block, and no other part."""
+    anatomy, (segment,) = host.anatomy(intact.config), [s for s in split.segments if s.looped]
+    block = started(intact, anatomy, split, segment.layers)
+    stood_for = [[intact.model.layers[i] for i in turn] for turn in segment.stands_for]
+    linears = anatomy.linears(block[0])
+    taps = {f"{p}.{n}": TapFacts(x.in_features, x.out_features) for p in range(len(block)) for n, x in linears.items()}
+    residuals = partial(svd_residuals, anatomy, block, stood_for)
+    facts = replace(loop_facts(32), trained_turns=trained, taps=taps, residuals=residuals, layers=len(block))
+    parts = null_parts(host, facts)
+    parts.modulator = modulator(host, "lora", facts, rank=rank)
+    return RecursiveLM(intact, anatomy, split, [parts], turns=len(segment.stands_for))
+
+
+@pytest.mark.parametrize("averaged", [{}, {2: (1, 2, 3)}])
+def test_with_enough_directions_every_turn_is_the_layer_it_stands_for(averaged, host, ids):
+    intact, turns = related(4), ((1,), (2,), (3,))
+    segments = Segment((0,)), Segment((2,), looped=True, stands_for=turns), Segment((4, 5))
+    split = Split(6, segments, (1, 3), averaged)
+    expected = intact(ids).logits
+    exact = standing_for(host, intact, split, rank=8)
+    torch.testing.assert_close(exact(ids).logits(), expected, atol=1e-4, rtol=1e-4)
+    exact(ids).nll(ids).mean().backward()
+    assert all(p.grad.flatten(1).any(1).all() for p in exact.loops[0].modulator.up.parameters())
+    fewer = standing_for(host, intact, split, rank=2)(ids).logits()
+    assert (fewer - expected).abs().max() > 0.1
+
+
+def test_every_layer_of_a_longer_block_has_a_lora_of_its_own(host, ids):
+    intact = related(4)
+    layers = intact.model.layers
+    layers[4].load_state_dict(layers[2].state_dict())
+    segments = Segment((0,)), Segment((2, 3), looped=True, stands_for=((1, 3), (2, 1), (3, 4))), Segment((5,))
+    expected = library(intact, [layers[i] for i in (0, 1, 3, 2, 1, 3, 4, 5)], ids)
+    found = standing_for(host, intact, Split(6, segments, (1, 4)), rank=8)(ids).logits()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def library(intact, layers, ids):
+    """The logits of the library's own model with these layers."""
+    model = copy.deepcopy(intact)
+    model.model.layers = torch.nn.ModuleList(copy.deepcopy(layer) for layer in layers)
+    model.config.num_hidden_layers = len(layers)
+    return model(ids, use_cache=False).logits
+
+
+# Modulators in a model, against the library's own with one changed layer for each turn
+
+
+@pytest.fixture
+def alone(make, randomise):
+    """Build a model of two turns of layer 2, its modulator moved by noise, with no other part that does anything."""
+
+    def alone(table, spread=0.3, intact=None):
+        null = {slot: {"use": "none"} for slot in ("gate", "norm", "adapter")}
+        splitter = {"prelude": 1, "block": 2, "coda": 1}
+        model = make(intact, splitter=splitter, loop={"turns": 2}, modulator=table, **null).model
+        return model, randomise(model.loops[0].modulator, spread)
+
+    return alone
+
+
+def two_turns(change, ids):
+    """The logits of the library's own model with layers 0, 2, 2, 5, after `change`(layer, turn) of the middle two."""
+    layers = copy.deepcopy(tiny_model().model.layers)
+    turns = [copy.deepcopy(layers[2]) for _ in range(2)]
+    for turn, layer in enumerate(turns):
+        change(layer, turn)
+    return library(tiny_model(), [layers[0], *turns, layers[5]], ids)
+
+
+def linear(layer, name):
+    return layer.get_submodule(f"{'self_attn' if name in 'qkvo' else 'mlp'}.{name}_proj")
+
+
+def low_rank(layer, modulator, turn):
+    """A low-rank modulator's equations, as a change of weights."""
+    for place, down, up in zip(modulator.places, modulator.down, modulator.up, strict=True):
+        delta = up.weight[turn] @ down.weight[turn]
+        if place != "0.ffn-in":
+            linear(layer, place[2:]).weight.data += delta
+            continue
+        for name in ("gate", "up"):  # W (x + F x) = (W + W F) x
+            linear(layer, name).weight.data += linear(layer, name).weight @ delta
+
+
+def on_input(layer, change):
+    layer.register_forward_pre_hook(lambda layer, args: (change(args[0]), *args[1:]))
+
+
+@pytest.mark.parametrize("table", [{"use": "level-signal"}, {"use": "lora", "start": "zero", "rank": 4}])
+def test_a_low_rank_modulator_is_a_change_of_each_turns_weights(table, alone, ids):
+    model, modulator = alone(table)
+    expected = two_turns(lambda layer, turn: low_rank(layer, modulator, turn), ids)
+    torch.testing.assert_close(model(ids).logits(), expected, atol=1e-4, rtol=1e-4)
+    assert (expected - two_turns(lambda layer, turn: None, ids)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("on", ["input", "output"])
+def test_a_step_scale_multiplies_what_the_block_is_given_or_makes(on, alone, ids):
+    model, scale = alone({"use": "step-scale", "on": on})
+    rows = scale.scale.weight
+
+    def change(layer, turn):
+        if on == "input":
+            return on_input(layer, lambda x: x * rows[turn])
+        return layer.register_forward_hook(lambda layer, args, y: y * rows[turn])
+
+    torch.testing.assert_close(model(ids).logits(), two_turns(change, ids), atol=1e-4, rtol=1e-4)
+
+
+def test_chained_modulators_act_together(alone, ids):
+    parts = {"lora": {"start": "zero", "rank": 4}, "step-embedding": {"positions": True}}
+    model, chain = alone({"use": ["lora", "level-signal", "step-scale", "step-embedding"], **parts})
+    lora, signal, scale, _ = chain.modulators
+    places = torch.stack([wave(t, 32) for t in range(12)])
+
+    def change(layer, turn):
+        low_rank(layer, lora, turn)
+        low_rank(layer, signal, turn)
+        on_input(layer, lambda x: (x + wave(turn, 32) + places) * scale.scale.weight[turn])  # additions come first
+
+    torch.testing.assert_close(model(ids).logits(), two_turns(change, ids), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("table", FRESH)
+def test_every_row_that_a_turn_reads_has_a_gradient_within_three_steps(table, dtype, alone, ids):
+    model, fresh = alone(table, spread=0, intact=tiny_model().to(dtype))
+    watch, tables = GradientWatch(model), [m for m in fresh.modules() if isinstance(m, TurnTable)]
+    optimizer = torch.optim.SGD(fresh.parameters(), lr=0.1)
+    for _ in range(WATCHED_STEPS):
+        optimizer.zero_grad()
+        model(ids, depth=Depth.full(2)).nll(ids).mean().backward()
+        watch.look()
+        optimizer.step()
+    assert watch.verdict().passed
+    for table in tables:
+        assert table.weight.dtype == torch.float32
+        assert table.weight.isfinite().all()
+
+
+def facts_with(names, width=D, layers=2):
+    taps = {f"{layer}.{name}": TapFacts(width, width // 2) for layer in range(layers) for name in names}
+    return replace(loop_facts(width), taps=taps, layers=layers)
+
+
+@pytest.mark.parametrize(("width", "rank", "found"), [(64, None, 4), (8, None, 1), (64, 7, 7)])
+def test_level_signals_start_as_nothing_with_a_sixteenth_of_the_width(width, rank, found, host):
+    signal = modulator(host, "level-signal", facts_with(["q", "k", "v", "o"], width), rank=rank)
+    assert set(signal.places) == {f"{n}.{name}" for n in (0, 1) for name in ("q", "k", "v", "ffn-in")}
+    for place, down, up in zip(signal.places, signal.down, signal.up, strict=True):
+        assert down.weight.shape == (3, found, width)
+        assert up.weight.shape == (3, width if place.endswith("ffn-in") else width // 2, found)
+        assert not down.weight.any()
+        torch.testing.assert_close(up.weight.std().item(), 1e-6, atol=0, rtol=0.5)
+
+
+def test_the_spread_of_level_signals_and_their_rows_are_the_users(host):
+    signal = modulator(host, "level-signal", facts_with(["q"]), spread=0.5, rows=5)
+    assert [up.weight.shape[0] for up in signal.up] == [5, 5, 5, 5]
+    torch.testing.assert_close(signal.up[0].weight.std().item(), 0.5, atol=0, rtol=0.25)
+    with pytest.raises(UserError, match="raise its `rows`"):
+        modulator(host, "level-signal", facts_with(["q"]), rows=2)
+
+
+def test_level_signals_need_a_block_with_queries_keys_or_values(host):
+    with pytest.raises(UserError, match=r"linears named q, k, v, and the block has 0\.qkv, 0\.down: choose another"):
+        modulator(host, "level-signal", facts_with(["qkv", "down"], layers=1))
+
+
+def wave(i, width):
+    """P(i) of the Universal Transformer, number by number."""
+    angles = [i / 10000 ** (2 * (d // 2) / width) for d in range(width)]
+    return torch.tensor([math.cos(a) if d % 2 else math.sin(a) for d, a in enumerate(angles)])
+
+
+@pytest.mark.parametrize("width", [16, 7, 1])
+@pytest.mark.parametrize("index", [0, 1, 6])
+@pytest.mark.parametrize("positions", [False, True])
+def test_a_sinusoid_tells_the_turn_and_if_asked_the_position_in_the_tokens_own_sequence(width, index, positions, host):
+    embedding, turn = modulator(host, "step-embedding", positions=positions), replace(left_padded(), index=index)
+    ((op,),) = embedding(torch.zeros(B, T, width), turn).values()
+    for b in range(B):
+        for t in range(T):
+            place = wave(int(turn.positions[b, t]), width) if positions else 0
+            torch.testing.assert_close(op.value.expand(B, T, width)[b, t], wave(index, width) + place)
+    assert not list(embedding.parameters())
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_a_learned_step_embedding_starts_at_zero_and_leaves_positions_to_the_sinusoid(
+    positions, host, randomise, state
+):
+    embedding = modulator(host, "step-embedding", kind="learned", positions=positions)
+    assert embedding.steps.weight.shape == (64, D)
+    assert not embedding.steps.weight.any()
+    randomise(embedding)
+    ((op,),) = embedding(state, a_turn(B, T, index=2)).values()
+    places = torch.stack([wave(t, D) if positions else torch.zeros(D) for t in range(T)])
+    torch.testing.assert_close(op.value.expand(B, T, D), (embedding.steps.weight[2] + places).expand(B, T, D))
+
+
+def test_rows_of_a_sinusoid_are_a_setting_without_effect(host):
+    part = host.find(Slot.MODULATOR, "step-embedding")
+    for kind, unread in (("sinusoid", ["rows"]), ("learned", [])):
+        options = part.options(kind=kind, rows=8)
+        part.build(options, loop_facts(D))
+        assert options.unread() == unread
+
+
+def test_a_step_scale_starts_at_one_and_each_turn_has_its_own(host, randomise, state):
+    scale = modulator(host, "step-scale", replace(loop_facts(D), layers=2), on="output", rows=4)
+    assert torch.equal(scale.scale.weight, torch.ones(4, D))
+    randomise(scale)
+    for index, row in ((0, 0), (2, 2), (3, 2)):
+        ((place, (op,)),) = scale(state, a_turn(B, T, index)).items()
+        assert place == "1.ffn-sum"
+        assert torch.equal(op.value, scale.scale.weight[row])

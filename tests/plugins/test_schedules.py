@@ -1,6 +1,8 @@
 """How many turns a training step takes."""
 
+import math
 from collections import Counter
+from statistics import fmean, pvariance
 
 import pytest
 from pydantic import ValidationError
@@ -76,3 +78,97 @@ def test_a_choice_of_no_turns_is_refused(turns, schedule):
 def test_no_turn_and_no_gradient_are_refused(options, schedule):
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         schedule("fixed", **options)
+
+
+def depths(schedule, draws=20_000, progress=1.0, seed=0):
+    return [schedule(step, progress, seed).turns for step in range(draws)]
+
+
+def test_log_normal_poisson_draws_one_more_than_its_mean_with_the_variance_of_the_mixture(schedule):
+    """E[r] = m + 1; Var[r] = E[lambda] + Var[lambda] = m + m^2 (exp(sigma^2) - 1)."""
+    drawn = depths(schedule("log-normal-poisson", mean=8, sigma=0.5, most=1000))
+    assert fmean(drawn) == pytest.approx(9, abs=0.15)
+    assert pvariance(drawn) == pytest.approx(8 + 64 * (math.exp(0.25) - 1), rel=0.08)
+    assert min(drawn) == 1
+
+
+def test_without_spread_it_is_poisson_and_one(schedule):
+    drawn = Counter(depths(schedule("log-normal-poisson", mean=3, sigma=0.0, most=1000)))
+    for r in range(1, 8):
+        expected = math.exp(-3) * 3 ** (r - 1) / math.factorial(r - 1)
+        assert drawn[r] / 20_000 == pytest.approx(expected, abs=0.012)
+
+
+def test_the_mean_is_the_turns_of_the_loop_and_the_cut_four_times_that(schedule):
+    plain = schedule("log-normal-poisson")
+    drawn = depths(plain)
+    assert (plain.mean, plain.most) == (4, 16)
+    assert max(drawn) == 16
+    assert sum(r == 16 for r in drawn) < 0.02 * len(drawn)
+
+
+def test_deeper_draws_are_cut_and_the_last_turns_alone_carry_gradient(schedule):
+    cut = schedule("log-normal-poisson", mean=6, most=10, with_gradient=3)
+    drawn = {cut(step, 0.0, 0) for step in range(2000)}
+    assert {depth.turns for depth in drawn} == set(range(1, 11))
+    assert all(depth.with_gradient == min(3, depth.turns) for depth in drawn)
+    assert {d.with_gradient for d in map(schedule("log-normal-poisson"), range(500), [0] * 500, [0] * 500)} >= {1, 8}
+
+
+@pytest.mark.parametrize(("name", "options"), [("log-normal-poisson", {}), ("ramp", {"sigma": 0.5})])
+def test_a_drawn_depth_is_a_function_of_its_arguments_alone(name, options, schedule):
+    one, other = schedule(name, **options), schedule(name, **options)
+    there = [one(step, 0.6, seed=3) for step in range(200)]
+    assert there == [other(step, 0.6, seed=3) for step in reversed(range(200))][::-1]
+    assert there != [one(step, 0.6, seed=4) for step in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "share"), [("one-minus-sqrt", lambda x: 1 - (1 - x) ** 0.5), ("linear", lambda x: x)]
+)
+def test_a_ramp_grows_from_one_turn_to_all_over_its_share_of_training(shape, share, schedule):
+    ramp = schedule("ramp", turns=12, over=0.6, shape=shape)
+    for step in range(101):
+        progress = step / 100
+        expected = 12 if progress >= 0.6 else max(1, math.ceil(12 * share(progress / 0.6)))
+        assert ramp(step, progress, seed=step).turns == expected
+    assert ramp.most == 12
+
+
+def test_by_default_a_ramp_is_slow_at_first_and_full_after_three_quarters(schedule):
+    ramp = schedule("ramp")
+    assert [ramp(0, progress, 0).turns for progress in (0, 0.3, 0.35, 0.7, 0.75, 1.0)] == [1, 1, 2, 3, 4, 4]
+    assert ramp.most == 4
+
+
+def test_a_ramp_truncates_what_is_deeper_than_its_gradient(schedule):
+    ramp = schedule("ramp", turns=12)
+    assert ramp(0, 0.0, 0) == Depth(1, 1)
+    assert ramp(0, 1.0, 0) == Depth(12, 8)
+    assert schedule("ramp", turns=12, with_gradient=2)(0, 1.0, 0) == Depth(12, 2)
+
+
+@pytest.mark.parametrize(("progress", "mean"), [(0.0, 1), (0.375, 3), (1.0, 8)])
+def test_a_ramp_with_a_spread_draws_around_its_present_depth(progress, mean, schedule):
+    ramp = schedule("ramp", turns=8, sigma=0.5)
+    drawn = depths(ramp, progress=progress)
+    assert fmean(drawn) == pytest.approx(mean + 1, abs=0.15)
+    assert ramp.most == 32
+    assert max(drawn) <= 32
+
+
+def test_a_drawn_ramp_is_cut(schedule):
+    ramp = schedule("ramp", turns=8, sigma=0.5, most=9)
+    assert max(depths(ramp, draws=300)) == ramp.most == 9
+
+
+def test_a_cut_that_an_exact_ramp_never_reaches_is_refused(schedule):
+    with pytest.raises(UserError, match=r"schedule\.most=9: without schedule\.sigma the ramp takes 4 turn"):
+        schedule("ramp", most=9)
+    assert schedule("ramp", most=3)(0, 1.0, 0).turns == 3
+
+
+@pytest.mark.parametrize("options", [{"over": 0.0}, {"over": 1.5}, {"shape": "steep"}, {"sigma": -0.1}, {"turns": 0}])
+def test_a_ramp_that_cannot_be_is_refused(options, schedule):
+    with pytest.raises(ValidationError, match=next(iter(options))):
+        schedule("ramp", **options)

@@ -6,12 +6,14 @@ from torch import Tensor, nn
 
 from ouroboros_core.contracts import Turn
 from ouroboros_core.options import Options
+from ouroboros_plugins.gates.layer_scale import START
 
 
 class SigmoidGateOptions(Options):
     """Blend old and new state through a learned sigmoid."""
 
     bias: float = Field(-2.0, description="before the sigmoid, at the start; -2 keeps 88 % of the old state")
+    layer_scale: float | None = Field(None, gt=0, description=START)
 
 
 class SigmoidGate(nn.Module):

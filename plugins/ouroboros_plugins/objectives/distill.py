@@ -22,6 +22,7 @@ class Distill:
     """temperature^2 KL(intact || model) of the next-token distributions (Hinton 2015), in nats."""
 
     wants_teacher: ClassVar[bool] = True
+    wants_turns: ClassVar[bool] = False
     weight: float = 1.0
     temperature: float = 1.0
 

@@ -21,6 +21,7 @@ class NextToken:
     """-log p(label), in nats."""
 
     wants_teacher: ClassVar[bool] = False
+    wants_turns: ClassVar[bool] = False
     weight: float = 1.0
 
     def __call__(self, trace: Trace, labels: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class Ponder:
     """tau (N + R): turns taken and the last state's weight. N is piecewise constant: the gradient flows through R."""
 
     wants_teacher: ClassVar[bool] = False
+    wants_turns: ClassVar[bool] = False
     weight: float = 0.01
 
     def __call__(self, trace: Trace, labels: Tensor) -> Tensor:
