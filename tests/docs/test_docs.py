@@ -15,6 +15,7 @@ from ouroboros_core.build import build
 from ouroboros_core.contracts import Part, Slot
 from ouroboros_core.hooks import Hooks
 from ouroboros_core.host import PluginHost
+from ouroboros_core.presets import Preset
 from ouroboros_core.resolve import resolve
 from ouroboros_core.settings import TABLES, BaseSettings
 
@@ -64,9 +65,10 @@ def test_the_python_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
 def test_the_plugin_page_is_a_plugin_that_loads():
     names = run_in_order("write-a-plugin.md")
-    host = PluginHost()
+    host = PluginHost.installed(third_party=False)
     record = host.add("from-the-page", lambda: SimpleNamespace(**names))
     assert record.cause == ""
+    assert resolve(host, [host.preset("half-open").settings]).one(Slot.GATE).options.share == 0.5
     assert host.find(Slot.GATE, "skip").build(names["SkipGateOptions"](), names["loop_facts"]()).share[0] == 0.1
     names["test_the_gate_moves_by_its_share"]()
 
@@ -93,6 +95,29 @@ def test_every_flag_for_a_setting_is_listed_with_its_key():
     listed = {row[0]: row[1] for row in rows("settings.md") if re.match(r"--\w", row[0])}
     assert listed == {f"--{name}": path for name, (path, _, _) in SHORT.items()}
     assert all(f"`--{slot}`" in text("settings.md") for slot in Slot)
+
+
+def test_every_built_in_preset_is_on_its_page_with_its_kind_of_base():
+    presets = [preset for _, preset in PluginHost.installed(third_party=False).presets()]
+    bases = {one.name: "from scratch" if "config" in one.settings.get("base", {}) else "pretrained" for one in presets}
+    listed = [row for row in rows("presets.md") if len(row) == 5 and row[2] in bases.values()]
+    assert {row[0]: row[2] for row in listed} == bases
+    assert len(listed) == len(bases)
+
+
+def test_the_preset_written_on_the_page_is_one(tmp_path):
+    (written,) = re.findall(r"^```toml\n(.*?)^```$", text("presets.md"), re.DOTALL | re.MULTILINE)
+    (tmp_path / "gentle.toml").write_text(written)
+    preset = Preset.read(tmp_path / "gentle.toml")
+    settings = resolve(PluginHost.installed(third_party=False), [preset.settings])
+    assert preset.name == "gentle"
+    assert settings.one(Slot.MODULATOR).options.rank == 8
+
+
+def test_every_built_in_part_with_a_source_is_on_the_papers_page():
+    host = PluginHost.installed(third_party=False)
+    expected = {f"{slot} {part.name}" for slot in Slot for _, part in host.parts(slot) if part.source}
+    assert expected - {row[1] for row in rows("papers.md")} == set()
 
 
 @pytest.mark.parametrize("name", [name for name in vars(Hooks) if name.startswith("ouroboros_")])
