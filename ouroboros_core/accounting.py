@@ -65,25 +65,50 @@ def by_component(model: RecursiveLM) -> list[tuple[str, int, int]]:
     ]
 
 
-def operations(model: RecursiveLM | StockLM, length: int, training: Depth | None = None) -> Operations:
+def operations(model: RecursiveLM | StockLM, length: int, training: MeanDepth | None = None) -> Operations:
     """What a model does for a token of a sequence of this length.
 
     Args:
-        training: the depth of a training step; evaluation takes the model's own turns. Halting is not counted on.
+        training: what the training steps take on average; evaluation takes the model's own turns. Halting is not
+            counted on.
     """
     learns = any(p.requires_grad for p in model.parameters())
     return Operations(
         forward_flops=flops_per_token(model, length),
-        train_flops=train_flops_per_token(model, length, training) if learns else None,
+        train_flops=mean_train_flops(model, length, training) if learns else None,
         kv_bytes=kv_bytes_per_token(model),
     )
 
 
-def typical_depth(schedule: Schedule, steps: int, seed: int) -> Depth:
-    """The mean depth of a training run, rounded."""
+@dataclass(frozen=True)
+class MeanDepth:
+    """The depth of a training run on average: `Depth` with parts of turns."""
+
+    turns: float
+    with_gradient: float
+
+
+def mean_depth(schedule: Schedule, steps: int, seed: int) -> MeanDepth:
+    """What a schedule draws over a whole run."""
     drawn = [schedule(step, step / steps, seed) for step in range(steps)]
-    turns, carrying = (sum(each) / steps for each in ((d.turns for d in drawn), (d.with_gradient for d in drawn)))
-    return Depth(max(1, round(turns)), max(1, round(carrying)))
+    return MeanDepth(*(sum(each) / steps for each in zip(*((d.turns, d.with_gradient) for d in drawn), strict=True)))
+
+
+def mean_train_flops(model: RecursiveLM | StockLM, length: int, depth: MeanDepth | None) -> int:
+    """Operations a token of a training step, on average: they are linear in turns, with gradient and without.
+
+    That a trained prelude gets no gradient where turns without one lie between is not counted.
+    """
+    if depth is None:
+        return train_flops_per_token(model, length)
+    whole, part = divmod(depth.with_gradient, 1)
+    carried = train_flops_per_token(model, length, Depth.full(int(whole)))
+    if part:
+        carried += round(part * (train_flops_per_token(model, length, Depth.full(int(whole) + 1)) - carried))
+    if depth.turns == depth.with_gradient:
+        return carried
+    one, two = (flops_per_token(model, length, Depth.full(turns)) for turns in (1, 2))
+    return carried + round((depth.turns - depth.with_gradient) * (two - one))
 
 
 def flops_per_token(model: RecursiveLM | StockLM, length: int, depth: Depth | None = None) -> int:

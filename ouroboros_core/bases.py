@@ -35,7 +35,8 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     if rank > min(matrix.shape):
         raise UserError(
-            f"rank {rank} is more than a {tuple(matrix.shape)} matrix has: choose at most {min(matrix.shape)}"
+            f"rank {rank} is more than a {tuple(matrix.shape)} matrix has: choose at most {min(matrix.shape)}, for "
+            f"example --set modulator.rank={min(matrix.shape)}"
         )
     if matrix.is_meta or min(matrix.shape) <= LOW_RANK_PAYS:
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)

@@ -40,6 +40,7 @@ class Built:
     objectives: Mapping[str, Objective]
     facts: Sequence[LoopFacts]  # one for each loop
     rates: Mapping[str, float]  # own peak rate of a parameter, by name; any other learns at `train.lr`
+    gives_shares: bool  # the halter tells, in training, how likely each turn is to be the last
 
     @property
     def wants_teacher(self) -> bool:
@@ -77,11 +78,12 @@ def build(
         statistics: of the intact model's layers, for a splitter that measures.
 
     Raises:
-        UserError: the split does not fit the model, or a part's options do not fit the loop.
+        UserError: the split does not fit the model, or a part or its options do not fit the loop.
     """
     torch.manual_seed(settings.train.seed)
     anatomy = host.anatomy(intact.config)
     split = split_of(settings, anatomy, intact, statistics)
+    _refuse_untaught(settings.one(Slot.HALTER), split)
     schedule: Schedule = _make(settings.one(Slot.SCHEDULE), _model_facts(settings, anatomy, intact, statistics))
     facts = [
         _loop_facts(anatomy, intact, split, segment, settings.loop.turns, schedule.most, fill_bases)
@@ -97,7 +99,7 @@ def build(
         rates = _adapted(model, [_make(choice, facts[0]) for choice in settings.parts[Slot.ADAPTER]])
     _float_masters(model)
     objectives = {choice.name: _make(choice, facts[0]) for choice in settings.parts[Slot.OBJECTIVE]}
-    return Built(model, schedule, objectives, facts, rates)
+    return Built(model, schedule, objectives, facts, rates, settings.one(Slot.HALTER).part.gives_shares)
 
 
 def split_of(settings: Settings, anatomy: Anatomy, intact: HFModel, statistics: LayerStatistics | None) -> Split:
@@ -135,27 +137,13 @@ def control_settings(settings: Settings, host: PluginHost) -> Settings:
     return replace(control, parts={**control.parts, Slot.OBJECTIVE: objectives}) if objectives else control
 
 
-def refuse_nonsense(settings: Settings) -> None:
-    """Refuse parts that let a token see later ones, and objectives that would read nothing.
-
-    Raises:
-        UserError: a part declares that it leaks, and `run.allow_leak` is off; or an objective is about halting, and
-            every token takes every turn.
-    """
-    for choice in settings.parts[Slot.OBJECTIVE]:
-        if choice.part.needs_shares and not settings.one(Slot.HALTER).part.gives_shares:
-            raise UserError(
-                f"objective '{choice.name}' is about when tokens halt, and halter "
-                f"'{settings.one(Slot.HALTER).name}' tells nothing of that in training: name another, for example "
-                "--halter act"
-            )
-    for slot, choices in settings.parts.items():
-        for choice in choices:
-            if not choice.options.causal and not settings.run.allow_leak:
-                raise UserError(
-                    f"{slot} '{choice.name}', so configured, lets a token see later ones: its loss would not be that "
-                    "of a language model. Choose another option, or say --allow-leak to study it"
-                )
+def _refuse_untaught(halter: Choice, split: Split) -> None:
+    loops = sum(segment.looped for segment in split.segments)
+    if halter.part.read_by_objective and loops > 1:
+        raise UserError(
+            f"halter '{halter.name}' learns from an objective that reads shares, the last loop's alone, and this split "
+            f"has {loops} loops: name a splitter with one loop, or --halter act"
+        )
 
 
 def _make(choice: Choice, facts: ModelFacts | LoopFacts):  # type: ignore[no-untyped-def]
@@ -168,15 +156,14 @@ def _parts(settings: Settings, facts: LoopFacts) -> Parts:
 
 
 def _adapted(model: RecursiveLM, adapters: Sequence[Adapter]) -> dict[str, float]:
-    """Let each adapter make its part of the base learn; returns the rates that are not the run's."""
-    rates: dict[str, float] = {}
+    """Let each adapter make its part of the base learn; returns rates that are not the run's, by the final names."""
+    rates: dict[Tensor, float] = {}
     for adapter in adapters:
         before = {id(p) for p in model.parameters() if p.requires_grad}
         adapter(model)
         if adapter.rate is not None:
-            learns = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in before}
-            rates |= dict.fromkeys(learns, adapter.rate)
-    return rates
+            rates |= {p: adapter.rate for p in model.parameters() if p.requires_grad and id(p) not in before}
+    return {name: rates[p] for name, p in model.named_parameters() if p in rates}
 
 
 def _float_masters(model: RecursiveLM) -> None:

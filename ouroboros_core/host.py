@@ -36,6 +36,7 @@ class PluginRecord:
     parts: list[Part] = field(default_factory=list)
     presets: list[Preset] = field(default_factory=list)
     anatomy: Callable[..., Anatomy | None] | None = None
+    loaded: bool = False  # what it offers is offered, whatever goes wrong later
     error: BaseException | None = None
 
     @property
@@ -70,18 +71,18 @@ class PluginHost:
     def add(
         self, name: str, load: Callable[[], Any], *, distribution: str = "local", version: str = "0"
     ) -> PluginRecord:
-        """Load one plugin. Whatever it does wrong is recorded, and nobody else is touched."""
+        """Load one plugin, all of it or nothing. Whatever it does wrong is recorded, and nobody else is touched."""
         record = PluginRecord(name, distribution, version)
         self.records.append(record)
         try:
             implementations = _implementations(name, load())
-            if offer := implementations.get("ouroboros_parts"):
-                record.parts = _checked(offer())
-            if offer := implementations.get("ouroboros_presets"):
-                record.presets = _checked_presets(offer())
-            record.anatomy = implementations.get("ouroboros_anatomy")
+            parts = _checked(offer()) if (offer := implementations.get("ouroboros_parts")) else []
+            presets = _checked_presets(offer()) if (offer := implementations.get("ouroboros_presets")) else []
         except BROKEN as error:
             record.error = error
+            return record
+        record.parts, record.presets, record.loaded = parts, presets, True
+        record.anatomy = implementations.get("ouroboros_anatomy")
         return record
 
     def parts(self, slot: Slot) -> Iterator[tuple[PluginRecord, Part]]:
@@ -128,7 +129,7 @@ class PluginHost:
     def only(self, slot: Slot, wanted: Callable[[Part], bool]) -> Part:
         """The built-in part of a slot that is its default, or its null part."""
         for record in self.records:
-            if record.builtin and record.error:
+            if record.builtin and not record.loaded:
                 raise UserError(f"the built-in parts failed to load: {record.cause}")
         (part,) = (part for record, part in self.parts(slot) if record.builtin and wanted(part))
         return part
@@ -163,8 +164,13 @@ class PluginHost:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Distribution and version of every plugin that loaded."""
-        return {record.name: f"{record.distribution} {record.version}" for record in self.records if not record.error}
+        """Distribution and version of every plugin that loaded; where a name is taken, by `distribution:name`."""
+        found: dict[str, str] = {}
+        for record in self.records:
+            if record.loaded:
+                name = f"{record.distribution}:{record.name}" if record.name in found else record.name
+                found[name] = f"{record.distribution} {record.version}"
+        return found
 
     def _unknown(self, what: str, name: str, known: list[str]) -> str:
         near = get_close_matches(name, known, n=1)
@@ -224,6 +230,7 @@ def _checked_presets(offer: Any) -> list[Preset]:
     for preset in presets:
         if not isinstance(preset, Preset):
             raise TypeError(f"ouroboros_presets yielded {type(preset).__name__}, not a Preset")
+        preset.check()
     names = [preset.name for preset in presets]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"two presets with one name: {twice[0]}")

@@ -12,12 +12,12 @@ from ouroboros_core.accounting import (
     by_component,
     flops_per_token,
     kv_bytes_per_token,
+    mean_depth,
+    mean_train_flops,
     parameters,
-    train_flops_per_token,
-    typical_depth,
 )
-from ouroboros_core.build import build, refuse_nonsense, split_of
-from ouroboros_core.contracts import LayerStatistics
+from ouroboros_core.build import build, split_of
+from ouroboros_core.contracts import LayerStatistics, Slot
 from ouroboros_core.data import Domain
 from ouroboros_core.errors import UserError
 from ouroboros_core.evaluation import score
@@ -25,6 +25,7 @@ from ouroboros_core.host import PluginHost
 from ouroboros_core.judge import INTACT, KEPT
 from ouroboros_core.measure import calibration_rows, measure
 from ouroboros_core.model import StockLM, kept_once
+from ouroboros_core.refusals import refuse_nonsense, refuse_untaught
 from ouroboros_core.run import read_text
 from ouroboros_core.rundir import own_tensors
 from ouroboros_core.settings import Settings
@@ -42,8 +43,9 @@ def plan(settings: Settings, host: PluginHost, statistics: LayerStatistics | Non
     refuse_nonsense(settings)
     config = pretrained.load_config(settings.base)
     built = build(settings, host, pretrained.empty(config, settings.base.dtype), statistics)
+    refuse_untaught(settings, built)
     model, count = built.model, parameters(built.model)
-    training = typical_depth(built.schedule, settings.train.steps, settings.train.seed)
+    training = mean_depth(built.schedule, settings.train.steps, settings.train.seed)
     rows = by_component(model)
     itemsize = getattr(torch, settings.base.dtype).itemsize
     return {
@@ -57,12 +59,12 @@ def plan(settings: Settings, host: PluginHost, statistics: LayerStatistics | Non
         "turns": {
             "evaluation": settings.loop.turns,
             "training, at most": built.schedule.most,
-            "training, on average": training.turns,
+            "training, on average": round(training.turns, 2),
         },
         "flops_per_token": {
             "length": settings.data.length,
             "forward": flops_per_token(model, settings.data.length),
-            "train step": train_flops_per_token(model, settings.data.length, training),
+            "train step": mean_train_flops(model, settings.data.length, training),
         },
         "kv_bytes_per_token": kv_bytes_per_token(model),
         "memory_bytes": {
@@ -71,6 +73,21 @@ def plan(settings: Settings, host: PluginHost, statistics: LayerStatistics | Non
             "saved with the run": sum(t.numel() * t.element_size() for t in own_tensors(model).values()),
         },
     }
+
+
+def rehearse(settings: Settings, host: PluginHost) -> None:
+    """Build the model without weights, to hear of a mistake before anything is trained.
+
+    Raises:
+        UserError: there is one. What a splitter measures is not rehearsed.
+    """
+    refuse_nonsense(settings)
+    if settings.one(Slot.SPLITTER).part.measures:
+        return
+    built = build(settings, host, pretrained.empty(pretrained.load_config(settings.base), settings.base.dtype))
+    refuse_untaught(settings, built)
+    if not any(parameter.requires_grad for parameter in built.model.parameters()):
+        raise UserError("nothing learns: every part is without parameters, and the adapter leaves the base frozen")
 
 
 def measured_plan(settings: Settings, host: PluginHost) -> dict[str, Any]:

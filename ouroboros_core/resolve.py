@@ -139,13 +139,13 @@ def fill(kind: type[Options], values: Layer, where: str) -> Any:
 
 
 def _laid(under: Layer, over: Layer) -> dict[str, Any]:
-    """One table over another; tables within them too."""
+    """One table over another; tables within them too, but for an empty one, which clears what it is laid over."""
     both = {key: _laid(under[key], value) for key, value in over.items() if _nested(under.get(key), value)}
     return {**under, **over, **both}
 
 
 def _nested(under: Any, over: Any) -> bool:
-    return isinstance(under, Mapping) and isinstance(over, Mapping)
+    return isinstance(under, Mapping) and isinstance(over, Mapping) and bool(over)
 
 
 def _no_such(what: str, name: str, known: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from ouroboros_core import checks, pretrained, rundir
-from ouroboros_core.accounting import Operations, operations, parameters, typical_depth
-from ouroboros_core.build import Built, build, control_settings, null_parts, refuse_nonsense
+from ouroboros_core.accounting import Operations, mean_depth, operations, parameters
+from ouroboros_core.build import Built, build, control_settings, null_parts
 from ouroboros_core.contracts import LayerStatistics
 from ouroboros_core.data import Text, align, prepare
 from ouroboros_core.devices import accelerator_for, peak_memory
@@ -25,6 +25,7 @@ from ouroboros_core.judge import CONTROL, INTACT, KEPT, TRAINED, Judge
 from ouroboros_core.measure import measured
 from ouroboros_core.model import RecursiveLM, StockLM, kept_once
 from ouroboros_core.pretrained import Pretrained
+from ouroboros_core.refusals import refuse_nonsense, refuse_untaught
 from ouroboros_core.reporting import Reporter, Silent
 from ouroboros_core.settings import Settings
 from ouroboros_core.training import Training
@@ -83,6 +84,8 @@ class Job:
         self.resumed, self.folder = bool(resume), resume or fresh
         with self.stage("load the base model"):
             self.base = pretrained.load(settings.base, settings.train.seed)
+            if self.base.random:
+                self.reporter.note(f"base: random weights of this config, tokenizer of {settings.base.name}")
             self.base.model.to(self.accelerator.device)
             self.stock = StockLM(self.base.model, host.anatomy(self.base.model.config))
         with self.stage("read the text"):
@@ -90,7 +93,7 @@ class Job:
         with self.stage("build the recursive model"):
             self.statistics = self._statistics()
             self.built = build(settings, host, self.base.model, self.statistics)
-            self._must_make_sense()
+            refuse_untaught(settings, self.built)
             self.control = self._control() if settings.eval.control else None
         self.training = self._training(self.built)
         self.judgement = Judge(settings.eval, self.text, self.accelerator.device, self.reporter)
@@ -173,15 +176,6 @@ class Job:
     def _statistics(self) -> LayerStatistics | None:
         return measured(self.settings, self.base.model, self.stock.anatomy, self.text.train)
 
-    def _must_make_sense(self) -> None:
-        if not self.base.random:
-            return
-        frozen = [name for name, parameter in self.built.model.base.named_parameters() if not parameter.requires_grad]
-        if frozen:
-            raise UserError(f"base.config makes random weights, and {frozen[0]} would stay random: add --adapter full")
-        if self.built.wants_teacher:
-            raise UserError("base.config makes random weights, and an objective would learn from them: leave it out")
-
     def _control(self) -> Built:
         built = build(control_settings(self.settings, self.host), self.host, self.base.model, self.statistics)
         if not any(parameter.requires_grad for parameter in built.model.parameters()):
@@ -193,7 +187,7 @@ class Job:
 
     def _operations(self, name: str, model: RecursiveLM | StockLM) -> Operations:
         train, built = self.settings.train, self.control if name == CONTROL else self.built
-        depth = typical_depth(built.schedule, train.steps, train.seed) if built else None
+        depth = mean_depth(built.schedule, train.steps, train.seed) if built else None
         return operations(model, self.settings.data.length, depth)
 
     def _training(self, built: Built) -> Training:

@@ -14,14 +14,15 @@ import tomli_w
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ouroboros_core import measure, pretrained
 from ouroboros_core.build import Built, build
 from ouroboros_core.contracts import LayerStatistics, Slot
+from ouroboros_core.devices import package_versions
 from ouroboros_core.errors import UserError
 from ouroboros_core.files import sha256, write, written_aside
 from ouroboros_core.host import PluginHost
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.pretrained import Pretrained
 from ouroboros_core.resolve import read_file, resolve
 from ouroboros_core.settings import Settings
@@ -73,13 +74,14 @@ def settings_of(folder: Path, host: PluginHost) -> Settings:
     Raises:
         UserError: this is no run folder, or a part of it is not installed.
     """
-    if not (folder / RESOLVED).is_file():
-        raise UserError(f"{folder} is no run folder: it has no {RESOLVED}. Runs are listed in the folder `runs`")
+    for name in (RESOLVED, MANIFEST):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is no run folder: it has no {name}. Runs are listed in the folder `runs`")
     return resolve(host, [read_file(folder / RESOLVED)])
 
 
-def save_parts(model: nn.Module, base: Pretrained, folder: Path) -> None:
-    """Write every weight that the base does not have: trained parts, adapted layers, and the frozen bases."""
+def save_parts(model: RecursiveLM, base: Pretrained, folder: Path) -> None:
+    """Write every weight that the base does not have: trained parts, adapted layers, means, and the frozen bases."""
     with written_aside(folder / ".parts", replace=True) as aside:
         tensors = {name: t.detach().contiguous().cpu() for name, t in own_tensors(model).items()}
         save_file(tensors, aside / PARTS, metadata={"base": base.fingerprint})
@@ -89,13 +91,18 @@ def save_parts(model: nn.Module, base: Pretrained, folder: Path) -> None:
     (folder / ".parts").rmdir()
 
 
-def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What is saved: trainable tensors, and everything, frozen bases too, that belongs to the loops. Tied ones once."""
+def own_tensors(model: RecursiveLM) -> dict[str, torch.Tensor]:
+    """What is saved: trainable tensors, layers that started as means, and everything of the loops, frozen bases too.
+
+    Tied ones once.
+    """
+    averaged = [model.layer(index) for index in model.split.kept if index in model.split.averaged]
+    own = {id(t) for part in (model.loops, *averaged) for t in part.state_dict(keep_vars=True).values()}
     state = {id(t): (name, t) for name, t in reversed(model.state_dict(keep_vars=True).items())}
-    return {name: t for name, t in reversed(state.values()) if t.requires_grad or name.startswith("loops.")}
+    return {name: t for name, t in reversed(state.values()) if t.requires_grad or id(t) in own}
 
 
-def load_parts(model: nn.Module, folder: Path) -> None:
+def load_parts(model: RecursiveLM, folder: Path) -> None:
     """Put saved weights in place.
 
     Raises:
@@ -115,7 +122,7 @@ def load_parts(model: nn.Module, folder: Path) -> None:
 
 
 def load_run(folder: Path | str, host: PluginHost | None = None) -> Loaded:
-    """A trained model, from its folder and its base. The removed layers are not looked at.
+    """A trained model, from its folder and its base. Nothing of the removed layers is in it but what was saved.
 
     Raises:
         UserError: the folder or the base is not what it was, or a plugin is not there.
@@ -151,7 +158,7 @@ def write_json(path: Path, facts: Any) -> None:
 
 
 def _circumstances() -> dict[str, Any]:
-    return {"packages": pretrained.package_versions(), "machine": _machine(), "git": _git_state()}
+    return {"packages": package_versions(), "machine": _machine(), "git": _git_state()}
 
 
 def _machine() -> dict[str, Any]:

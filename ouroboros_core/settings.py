@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ouroboros_core.contracts import Part, Slot
 from ouroboros_core.host import PluginHost
@@ -26,10 +26,15 @@ class BaseSettings(Options):
     config: dict[str, Any] | None = Field(
         None,
         description="make a model of random weights from this transformers config (model_type, hidden_size, ...), with "
-        "the tokenizer of `name`; None: the pretrained model",
+        "the tokenizer of `name`; None, or an empty table: the pretrained model",
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the frozen weights")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
+
+    @field_validator("config")
+    @classmethod
+    def _empty_is_none(cls, config: dict[str, Any] | None) -> dict[str, Any] | None:
+        return config or None  # TOML has no null to lay over a preset's config
 
 
 class DataSettings(Options):

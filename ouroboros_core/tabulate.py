@@ -1,7 +1,13 @@
-"""The table of a comparison: means over seeds, intervals over text and seeds, and which differences are noise."""
+"""The table of a comparison: means over seeds, intervals over text and seeds, and which differences are noise.
+
+Two things make a loss uncertain: the text it is taken on, and the seed it was trained with. Text is resampled; of
+seeds there are too few for that (a bootstrap over two calls a third of all chance differences real), so that they count
+by Student's t. Both are put together as errors that know nothing of each other.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from ouroboros_core.errors import UserError
-from ouroboros_core.evaluation import interval
+from ouroboros_core.evaluation import Interval, interval
 from ouroboros_core.judge import INTACT, KEPT, TRAINED
 
 RESAMPLES = 2000
+# Student's t at 97.5 %, for 1, 2, ... degrees of freedom; the last one serves for more
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 BUDGETS = ("trained_tokens", "train_flops", "decode_flops", "trainable")
 UNEQUAL = 1.05  # budgets that differ by more than this factor are named
 
@@ -46,8 +54,8 @@ def must_share_text(cells: Sequence[Finished]) -> None:
 def table_of(cells: Sequence[Finished]) -> dict[str, Any]:
     """The rows of a comparison, by variant, and what they do not show.
 
-    A loss is the mean over seeds. Its interval resamples units of text, the same ones for every row, and seeds. A row
-    is within noise of the best of a domain if the interval of their difference includes zero.
+    A loss is the mean over seeds, with its interval over text and seeds; units of text are resampled alike in every
+    row. A row is within noise of the best of a domain if the interval of their difference, seed by seed, includes zero.
 
     Raises:
         UserError: the cells were judged on different text.
@@ -91,43 +99,48 @@ def _domain(variants: Mapping[str, Sequence[Finished]], name: str, pretrained: S
     heard = {variant: [cell.found["domains"][name] for cell in cells] for variant, cells in variants.items()}
     first = next(iter(heard.values()))[0]
     tokens = np.array(first["unit_tokens"])
-    draws = {
-        variant: _draws([_nats(one) for one in several], tokens, number)
-        for number, (variant, several) in enumerate(heard.items())
-    }
-    means = {variant: float(np.mean([_nats(one).sum() for one in several]) / tokens.sum())
-             for variant, several in heard.items()}  # fmt: skip
-    best = min(means, key=lambda variant: means[variant])
+    nats = {variant: np.stack([_nats(one) for one in several]) for variant, several in heard.items()}
+    best = min(nats, key=lambda variant: nats[variant].sum())
     return {
         "units": len(tokens),
         "unit": first["unit"],
         "intact": pretrained[0].found["domains"][name]["models"][INTACT]["loss"] if pretrained else None,
         "variants": {
             variant: {
-                "loss": asdict(interval(means[variant], draws[variant], len(tokens))),
+                "loss": asdict(mean_of(nats[variant], tokens)),
                 "by_seed": [one["models"][TRAINED]["loss"]["value"] for one in several],
                 "recovered": _mean_share(several),
                 "kept": several[0]["models"][KEPT]["loss"]["value"],
                 "best": variant == best,
-                "within_noise": _within_noise(draws[variant] - draws[best], len(tokens)),
+                "within_noise": _includes_zero(mean_of(nats[variant] - nats[best], tokens)),
             }
             for variant, several in heard.items()
         },
     }
 
 
-def _within_noise(worse: np.ndarray, units: int) -> bool:
-    """Whether the interval of what a variant loses to the best one includes zero. One unit tells no noise from none."""
-    low = interval(0, worse, units).low
-    return low is None or low <= 0
+def mean_of(nats: np.ndarray, tokens: np.ndarray) -> Interval:
+    """The mean over seeds of a loss, or of a difference of losses, with its 95 % interval over text and seeds.
+
+    Args:
+        nats: (seeds, units), summed over the tokens of each unit.
+        tokens: (units,).
+    """
+    drawn = np.random.default_rng(0).integers(len(tokens), size=(RESAMPLES, len(tokens)))
+    draws = nats.mean(0)[drawn].sum(1) / tokens[drawn].sum(1)
+    by_seed = nats.sum(1) / tokens.sum()
+    text = interval(float(by_seed.mean()), draws, len(tokens))
+    if text.low is None or text.high is None or len(by_seed) == 1:
+        return text
+    quantile = T_QUANTILES[min(len(by_seed) - 1, len(T_QUANTILES)) - 1]
+    seeds = quantile * float(by_seed.std(ddof=1)) / math.sqrt(len(by_seed))
+    ends = (math.hypot(end - text.value, seeds) for end in (text.low, text.high))
+    return Interval(text.value, *(text.value + sign * width for sign, width in zip((-1, 1), ends, strict=True)))
 
 
-def _draws(nats: Sequence[np.ndarray], tokens: np.ndarray, number: int) -> np.ndarray:
-    """Mean loss on resamples of units (the same for every variant) and of seeds. nats: by seed, (units,)."""
-    units = np.random.default_rng(0).integers(len(tokens), size=(RESAMPLES, len(tokens)))
-    seeds = np.random.default_rng([1, number]).integers(len(nats), size=(RESAMPLES, len(nats)))
-    by_seed = np.stack([one[units].sum(1) for one in nats]) / tokens[units].sum(1)
-    return np.take_along_axis(by_seed, seeds.T, axis=0).mean(0)
+def _includes_zero(difference: Interval) -> bool:
+    """Whether it may be nothing. One unit of text tells no noise from none."""
+    return difference.low is None or difference.low <= 0
 
 
 def _nats(domain: Mapping[str, Any]) -> np.ndarray:

@@ -28,6 +28,7 @@ from ouroboros_core.reporting import Progress, Reporter
 from ouroboros_core.settings import TrainSettings
 from ouroboros_core.signals import interruptible
 from ouroboros_core.tables import TurnTable
+from ouroboros_core.trace import Trace
 
 Batch = tuple[Tensor, Tensor]  # ids and aligned labels, (B, T) each
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
@@ -45,6 +46,7 @@ class Loss(nn.Module):
     def forward(self, ids: Tensor, labels: Tensor, depth: Depth, seed: int = 0) -> dict[str, Tensor]:
         """What each objective contributes, summed over the labelled tokens. ids, labels (B, T)."""
         trace = self.model(ids, depth=depth, seed=seed, keep_turns=self.wants_turns)
+        trace = to_the_end(trace, depth.turns) if self.wants_turns else trace
         (teacher,) = self._teacher
         if teacher is not None:
             with torch.no_grad():
@@ -82,7 +84,7 @@ class Training:
         optimizer = torch.optim.AdamW([group for _, group in groups], lr=settings.lr, betas=settings.betas)
         self.shape = get_scheduler("cosine", optimizer, settings.warmup, settings.steps + 1).lr_lambdas[0]
         self.loss, self.optimizer = accelerator.prepare(Loss(built, teacher), optimizer)
-        self.watch = GradientWatch(built.model)
+        self.watch = GradientWatch(built.model, built.gives_shares)
 
     def run(self, folder: Path) -> None:
         """Train to the last step, from the newest checkpoint in the folder if there is one.
@@ -133,8 +135,7 @@ class Training:
         norm = float(self.accelerator.clip_grad_norm_(self.loss.parameters(), self.clip))
         if not math.isfinite(norm + sum(terms.values())):
             self._give_up(step, terms, norm)
-        # one turn alone leaves a learned exit nothing to decide
-        self.watch.look(counts=depth.turns > 1 or self.built.schedule.most == 1)
+        self.watch.look(deep=depth.turns > 1 or self.built.schedule.most == 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         speed = tokens / (time.perf_counter() - began)
@@ -181,6 +182,18 @@ class Training:
                 f"train.batch={self.batch} cannot be shared out by {self.accelerator.num_processes} process(es) and "
                 f"train.accumulate={self.accumulate}: make it a multiple of {pieces}"
             )
+
+
+def to_the_end(trace: Trace, turns: int) -> Trace:
+    """The trace of all turns, where the loop ended since every token had halted: states stay, and shares are zero.
+
+    Else what an objective makes of a token's turns would depend on how long the rest of the batch goes on. Taking these
+    turns (`Depth.whole`) comes to the same, but would read rows by turn that nothing can teach.
+    """
+    left = turns - len(trace.turns)
+    nothing = [torch.zeros_like(share) for share in trace.shares[-1:]]
+    again = list(trace.turns[-1:])
+    return replace(trace, turns=[*trace.turns, *again * left], shares=[*trace.shares, *nothing * left])
 
 
 def backward(

@@ -112,12 +112,14 @@ def notes(found: dict[str, Any], domains: dict[str, Any]) -> list[str]:
         f"{COSTS[cost][1]} ({_number(rows[two['least']][cost])} to {_number(rows[two['most']][cost])})"
         for cost, two in found["unequal"].items()
     )
+    spread = "these units and the seeds" if len(found["seeds"]) > 1 else "these units; one seed tells of no other"
     judged = "; ".join(f"{name}: {one['units']} {one['unit']}" for name, one in domains.items())
     return [
         f"{trained} training tokens each, seeds {', '.join(map(str, found['seeds']))}.",
         f"Judged on {judged}.",
-        "Below each loss: its 95 % bootstrap interval over these units and the seeds.",
-        "* the lowest loss; ≈ within noise of it. Recovered: of what removing the variant's own layers cost.",
+        f"Below each loss: its 95 % interval over {spread}.",
+        "* the lowest loss; ≈ within noise of it, not corrected for the number of rows. Recovered: of what removing "
+        "the variant's own layers cost.",
         "Training FLOPs: at the mean depth of the schedule; decoding, keys and values: at loop.turns.",
         *([f"Not equal: {unequal}."] if unequal else []),
     ]

@@ -21,7 +21,7 @@ SHORT: dict[str, tuple[str, type, str]] = {
     "steps": ("train.steps", int, "optimiser steps"),
     "seed": ("train.seed", int, "of initial values, order of the text and depth"),
     "device": ("base.device", str, "auto, cpu, cuda or mps"),
-    "dtype": ("base.dtype", str, "of the frozen weights: bfloat16, float16 or float32"),
+    "dtype": ("base.dtype", str, "of the frozen weights: bfloat16 or float32"),
     "name": ("run.name", str, "last part of the run folder's name"),
     "control": ("eval.control", bool, "also train the control, which has no recursion"),
     "allow-leak": ("run.allow_leak", bool, "let parts see later tokens"),

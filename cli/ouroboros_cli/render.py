@@ -68,7 +68,7 @@ def _footnotes(found: dict[str, Any]) -> str:
             losses = ", ".join(f"{model} {one['loss']['value']:.3f}" for model, one in domain["models"].items())
             what += f", to choose settings on: {losses}"
         lines.append(what)
-    lines.append("Intervals: 95 % bootstrap over these units. Gap: what removing the layers cost.")
+    lines.append("Intervals: 95 % bootstrap over these units. Recovered: of what removing the layers cost.")
     seconds = ", ".join(f"{name} {spent:.0f} s" for name, spent in found["seconds"].items())
     lines.append(f"{seconds}; peak memory {found['peak_memory_bytes'] / 2**30:.1f} GiB")
     return "\n".join(lines)

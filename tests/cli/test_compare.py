@@ -89,7 +89,10 @@ def test_json_is_the_table_and_resuming_tells_it_again_without_training(finished
         (["--turns", "2"], "nothing to compare"),
         (["--preset", "relaxd"], "no preset is called 'relaxd'. Did you mean 'relaxed'?"),
         (["--preset", "relaxed", "--preset", "relaxed"], "a variant is given twice"),
-        (["--preset", "ouroboros", "--preset", "ouroboros gate=none", "--gate", "none"], "come to the same settings"),
+        (
+            ["--preset", "ouroboros", "--preset", "ouroboros gate=none", "--gate", "none"],
+            "gate.use is set for every variant too",
+        ),
         (["--preset", "ouroboros gate.bais=1"], "gate.bais: no such setting. Did you mean 'bias'?"),
         (["--preset", "relaxed", "--set", "modulator.pool=prompt"], "modulator.pool: no such setting"),
         (["--preset", "ouroboros", "--control", "adaptor=full"], "expected slot.key=value"),
@@ -115,7 +118,7 @@ def test_an_option_that_only_the_variants_have_may_be_laid_over_them(ouro, budge
     flags = ["--preset", "relaxed modulator.rank=3", "--set", "modulator.start=nowhere", "--resume", tmp_path]
     assert "leave out" in ouro("compare", *flags)[2]
     line = ouro("compare", *flags[:-2], *budget)[2].strip()
-    assert line.startswith("error: modulator.start = 'nowhere': ")
+    assert line.startswith("error: variant 'relaxed modulator.rank=3': modulator.start = 'nowhere': ")
 
 
 # How it reads
@@ -214,7 +217,7 @@ def test_the_notes_say_what_was_judged_what_the_marks_mean_and_what_is_not_equal
     text = re.sub(r"\s+", " ", printed(told(["ouroboros", "relaxed"], DOMAINS), 80))
     assert "204,800 training tokens each, seeds 0, 1." in text
     assert "near: 16 documents; moby-dick: 16 blocks of 1,024 tokens" in text
-    assert "* the lowest loss; ≈ within noise of it." in text
+    assert "* the lowest loss; ≈ within noise of it" in text
     assert "Not equal: training FLOPs a token (321M to 642M)." in text
     assert "Not equal" not in printed({**told(["ouroboros"], DOMAINS), "unequal": {}}, 80)
 

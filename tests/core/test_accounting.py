@@ -7,7 +7,17 @@ import torch
 from torch import nn
 
 import ouroboros_plugins
-from ouroboros_core.accounting import Parameters, by_component, flops_per_token, kv_bytes_per_token, parameters
+from ouroboros_core.accounting import (
+    MeanDepth,
+    Parameters,
+    by_component,
+    flops_per_token,
+    kv_bytes_per_token,
+    mean_depth,
+    mean_train_flops,
+    parameters,
+    train_flops_per_token,
+)
 from ouroboros_core.build import build
 from ouroboros_core.contracts import Depth
 from ouroboros_core.host import OURS, PluginHost
@@ -140,3 +150,14 @@ def test_operations_on_the_meta_device_are_those_on_the_cpu(made):
 def test_the_cache_holds_keys_and_values_of_every_turn(made, turns, dtype, size):
     model = made(f"loop.turns={turns}", intact=tiny_model().to(dtype))
     assert kv_bytes_per_token(model) == 2 * KEY * (3 + turns) * size
+
+
+def test_training_operations_are_the_mean_over_the_depths_of_a_run(made):
+    model, drawn = made(), [Depth(1, 1), Depth(2, 1), Depth(2, 2), Depth(5, 3)]
+    mean = mean_depth(lambda step, progress, seed: drawn[step], len(drawn), 0)
+    assert mean == MeanDepth(2.5, 1.75)
+    backward = [train_flops_per_token(model, 16, Depth.full(depth.with_gradient)) for depth in drawn]
+    turn = flops_per_token(model, 16, Depth.full(2)) - flops_per_token(model, 16, Depth.full(1))
+    forward_only = [(depth.turns - depth.with_gradient) * turn for depth in drawn]
+    plain = (sum(backward) + sum(forward_only)) / len(drawn)
+    assert mean_train_flops(model, 16, mean) == pytest.approx(plain, rel=1e-3)

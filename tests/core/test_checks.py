@@ -193,6 +193,36 @@ def test_an_objective_that_reads_every_turn_is_given_them(make, batch):
         check_labels(make(), [batch], turns=shifts_by_turn)
 
 
+class AtOnce(nn.Module):
+    """A halter that stops every token at its first turn."""
+
+    adaptive, weighted = True, False
+
+    def forward(self, old, new, turn):
+        return Halt(torch.ones(new.shape[:2], dtype=torch.bool))
+
+
+def shifts_in_the_second_turn(trace, labels):
+    first, *later = trace.nll_by_turn(labels)
+    shifted = trace.nll_by_turn(labels.roll(-1, 1))[1:]
+    assert len(later) == len(shifted) == 1, "the trace has two turns"
+    return torch.stack([first, *shifted]).mean(0)
+
+
+shifts_in_the_second_turn.wants_teacher, shifts_in_the_second_turn.wants_turns = False, True
+
+
+@pytest.mark.parametrize("halter", [None, AtOnce()])
+def test_an_objective_that_shifts_in_its_second_turn_only_is_caught(halter, make, batch):
+    built = make()
+    if halter is not None:
+        with_part(built, "halter", halter)
+    with pytest.raises(
+        CheckFailed, match=r"objective 'turns' shifts .* label of position 6 moves its loss at \[5, 6\]"
+    ):
+        check_labels(built, [batch], turns=shifts_in_the_second_turn)
+
+
 def test_an_objective_that_is_no_loss_by_token_is_caught(make, batch):
     with pytest.raises(CheckFailed, match=r"objective 'mean' .* moves its loss at \[0, 1, 2"):
         check_labels(make(), [batch], mean=spreads)

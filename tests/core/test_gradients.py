@@ -186,3 +186,33 @@ def test_a_dead_layer_of_a_base_that_learns_is_caught(make, ids):
     model.layer(5).mlp.down_proj.weight.data.zero_()
     with pytest.raises(CheckFailed, match=r"base\.model\.layers\.5\.mlp\.(gate|up|down)_proj\.weight: \d+ of"):
         trained(model, ids, Depth.full(2))
+
+
+def shallow(net, loss, deep=0, exits=False):
+    """Watch six steps of one turn, then so many deeper ones."""
+    watch = GradientWatch(net, exits)
+    for step in range(6 + deep):
+        net.zero_grad()
+        loss(net).backward()
+        watch.look(deep=step >= 6)
+    return watch
+
+
+def test_three_steps_of_one_turn_suffice_where_everything_moved():
+    watch = shallow(Net(), loss_of)
+    assert (watch.done, watch.steps) == (True, WATCHED_STEPS)
+    assert watch.verdict().passed
+
+
+def test_a_parameter_in_no_graph_of_one_turn_is_dead_unless_it_may_be_a_learned_exits():
+    with pytest.raises(CheckFailed, match=r"first 3 steps in extra: all rows\."):
+        shallow(Net(0.0, 1.0, unused=True), loss_of).verdict()
+    assert not shallow(Net(unused=True), loss_of, exits=True).done
+    with pytest.raises(CheckFailed, match="extra: all rows"):
+        shallow(Net(unused=True), loss_of, deep=3, exits=True).verdict()
+
+
+def test_what_one_turn_leaves_without_gradient_is_dead_only_after_three_deeper_steps():
+    assert not shallow(Net(0.0, 0.0), loss_of, deep=2).done
+    with pytest.raises(CheckFailed, match="first: 4 of 4 rows"):
+        shallow(Net(0.0, 0.0), loss_of, deep=3).verdict()

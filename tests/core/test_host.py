@@ -90,6 +90,34 @@ BROKEN = {
     "no preset": (lambda: presenting({"gate": {}}), "TypeError: ouroboros_presets yielded dict, not a Preset"),
     "part for preset": (lambda: presenting(SYSTEM, GATE), "TypeError: ouroboros_presets yielded Part, not a Preset"),
     "one preset twice": (lambda: presenting(SYSTEM, SYSTEM), "ValueError: two presets with one name: their-system"),
+    "raising presets behind sound parts": (
+        lambda: module(ouroboros_parts=lambda: [replace(GATE, name="half")], ouroboros_presets=raises),
+        "RuntimeError: first line second line",
+    ),
+    "preset without a name": (
+        lambda: presenting(replace(SYSTEM, name=" ")),
+        "ValueError: the name of a preset must be text, and is ' '",
+    ),
+    "preset with a strange name": (
+        lambda: presenting(replace(SYSTEM, name=["a"])),
+        r"ValueError: the name of a preset must be text, and is \['a'\]",
+    ),
+    "preset without a summary": (
+        lambda: presenting(replace(SYSTEM, summary="")),
+        "ValueError: preset 'their-system': summary must be text, and is ''",
+    ),
+    "preset with a strange source": (
+        lambda: presenting(replace(SYSTEM, source=2025)),
+        "ValueError: preset 'their-system': source must be text, and is 2025",
+    ),
+    "preset without tables": (
+        lambda: presenting(replace(SYSTEM, settings=[("gate", {})])),
+        "ValueError: preset 'their-system': settings must be a mapping of tables, and are list",
+    ),
+    "setting outside a table": (
+        lambda: presenting(replace(SYSTEM, settings={"gate": {"use": "theirs"}, "turns": 2})),
+        "ValueError: preset 'their-system': the setting 'turns' is no table",
+    ),
     "presets with arguments": (
         lambda: module(ouroboros_presets=lambda folder: []),
         "PluginValidationError: .*folder",
@@ -131,11 +159,27 @@ def test_a_preset_file_that_is_no_toml_breaks_the_plugin_and_says_why(host, tmp_
     assert record.cause.startswith("ValueError: bad.toml is no TOML: ")
 
 
-def test_parts_are_kept_where_the_presets_of_the_same_plugin_are_broken(host):
-    both = module(ouroboros_parts=lambda: [replace(GATE, name="whole")], ouroboros_presets=raises)
-    record = host.add("half", lambda: both)
+def test_a_setting_outside_a_table_of_a_preset_file_breaks_the_plugin_and_says_why(host, tmp_path):
+    (tmp_path / "bad.toml").write_text("turns = 2\npreset.summary = 'S'")
+    record = host.add("broken", lambda: presenting(Preset.read(tmp_path / "bad.toml")))
+    assert record.presets == []
+    assert record.cause == "ValueError: preset 'bad': the setting 'turns' is no table"
+
+
+def test_nothing_is_offered_by_a_plugin_of_which_the_presets_are_broken(host):
+    theirs = SimpleNamespace(name="theirs")
+    parts = [replace(GATE, name="half")]
+    record = host.add(
+        "half",
+        lambda: module(
+            ouroboros_parts=lambda: parts, ouroboros_presets=raises, ouroboros_anatomy=lambda config: theirs
+        ),
+    )
     assert record.cause.startswith("RuntimeError")
-    assert host.find(Slot.GATE, "whole").name == "whole"
+    with pytest.raises(UserError, match="no gate is called 'half'"):
+        host.find(Slot.GATE, "half")
+    assert host.anatomy(LLAMA).name == "llama"
+    assert "half" not in host.versions
 
 
 def test_presets_are_listed_with_the_plugin_that_offers_them(host):
@@ -194,6 +238,28 @@ def test_a_raising_anatomy_is_recorded_and_the_next_is_asked(host):
     record = host.add("broken", lambda: module(ouroboros_anatomy=ouroboros_anatomy))
     assert host.anatomy(LLAMA).name == "llama"
     assert record.cause == "RuntimeError: no idea of llama"
+
+
+def test_a_plugin_whose_anatomy_raises_later_keeps_its_parts_and_its_version_is_told(host):
+    gate = replace(GATE, name="whole")
+    host.add("whole", lambda: module(ouroboros_parts=lambda: [gate], ouroboros_anatomy=lambda config: raises()))
+    host.anatomy(LLAMA)
+    assert host.find(Slot.GATE, "whole") is gate
+    assert host.versions == {"builtin": f"{OURS} 1", "sound": "sound-parts 1", "whole": "local 0"}
+
+
+def test_our_parts_are_still_defaults_where_our_anatomy_raises():
+    host = PluginHost()
+    hooks = {"ouroboros_parts": lambda: [replace(GATE, default=True)], "ouroboros_anatomy": lambda config: raises()}
+    host.add("builtin", lambda: module(**hooks), distribution=OURS)
+    with pytest.raises(UserError, match="no plugin knows the anatomy"):
+        host.anatomy(LLAMA)
+    assert host.default(Slot.GATE).name == "theirs"
+
+
+def test_versions_tell_two_plugins_of_one_name_apart(host):
+    host.add("sound", lambda: offering(replace(GATE, name="other")), distribution="other-parts", version="2")
+    assert host.versions == {"builtin": f"{OURS} 1", "sound": "sound-parts 1", "other-parts:sound": "other-parts 2"}
 
 
 def test_a_third_party_anatomy_is_asked_before_ours(host):

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig
 
-from ouroboros_core import pretrained
+from ouroboros_core import devices, pretrained
+from ouroboros_core.devices import package_versions
 from ouroboros_core.errors import UserError
-from ouroboros_core.pretrained import cache_folder, empty, fingerprint, load, load_config, package_versions
+from ouroboros_core.pretrained import cache_folder, empty, fingerprint, load, load_config
 from ouroboros_core.settings import BaseSettings
 from ouroboros_core.testing import tiny_base, tiny_model, tiny_tokenizer
 
@@ -106,6 +107,11 @@ def test_a_pretrained_model_is_not_random(folder):
     assert not load(settings(folder)).random
 
 
+def test_an_empty_config_is_none(folder):
+    assert not load(settings(folder, config={})).random
+    assert load_config(settings(folder, config={})).num_hidden_layers == 6
+
+
 def test_a_random_base_is_frozen_and_in_evaluation_mode_and_of_the_wanted_dtype(folder):
     model = load(settings(folder, dtype="bfloat16", config=TINY)).model
     assert not model.training
@@ -119,9 +125,22 @@ def test_one_seed_gives_the_same_weights_and_another_gives_others(folder):
     assert not torch.equal(first["model.layers.2.mlp.up_proj.weight"], other["model.layers.2.mlp.up_proj.weight"])
 
 
-def test_the_fingerprint_of_a_random_base_is_that_of_its_config(folder):
-    assert random_base(folder, 3).fingerprint == random_base(folder, 4).fingerprint
-    assert random_base(folder).fingerprint != random_base(folder, hidden_size=64).fingerprint
+def test_the_fingerprint_of_a_random_base_is_that_of_its_config_seed_and_dtype(folder):
+    prints = [
+        random_base(folder).fingerprint,
+        random_base(folder, seed=4).fingerprint,
+        random_base(folder, hidden_size=64).fingerprint,
+        load(settings(folder, dtype="bfloat16", config=TINY)).fingerprint,
+    ]
+    assert random_base(folder).fingerprint == prints[0]
+    assert len(set(prints)) == len(prints)
+
+
+def test_another_version_of_the_library_leaves_the_fingerprint_as_it_was(folder, monkeypatch):
+    before = random_base(folder).fingerprint
+    monkeypatch.setattr("transformers.configuration_utils.__version__", "99.0.0")
+    assert random_base(folder).model.config.to_dict()["transformers_version"] == "99.0.0"
+    assert random_base(folder).fingerprint == before
 
 
 def test_only_the_tokenizer_of_the_named_base_is_needed(tmp_path):
@@ -141,10 +160,12 @@ WRONG_CONFIGS = {
         {"hidden_siez": 3},
         r"^base\.config\.hidden_siez: a llama config has no such key\. Did you mean 'hidden_size'\?$",
     ),
-    "unknown type": ({"model_type": "lama"}, r"is no causal language model that transformers knows: .*lama"),
+    "unknown type": ({"model_type": "lama"}, r"^base\.config\.model_type=lama: transformers knows no such model$"),
     "wrong type": ({"hidden_size": "wide"}, r"^base\.config: .*'hidden_size' expected int, got str"),
     "impossible": ({"hidden_size": 33}, r"^base\.config: .*33\) is not a multiple of the number of attention heads"),
-    "no heads": ({"num_attention_heads": 0}, r"^base\.config: .*zero"),
+    "no heads": ({"num_attention_heads": 0}, r"^base\.config\.num_attention_heads=0: expected 1 or more$"),
+    "no width": ({"hidden_size": -4}, r"^base\.config\.hidden_size=-4: expected 1 or more$"),
+    "heads": ({"num_attention_heads": 4, "num_key_value_heads": 3}, r"num_key_value_heads=3 does not divide"),
 }
 
 
@@ -254,10 +275,10 @@ def test_the_fingerprint_knows_names_and_shapes():
 def test_versions_are_those_installed_and_what_is_not_is_left_out(monkeypatch):
     def none_of_peft(name):
         if name == "peft":
-            raise pretrained.PackageNotFoundError(name)
+            raise devices.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(pretrained, "version", none_of_peft)
+    monkeypatch.setattr(devices, "version", none_of_peft)
     assert package_versions()["torch"] == version("torch")
     assert "peft" not in package_versions()
 

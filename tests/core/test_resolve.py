@@ -125,6 +125,17 @@ def test_a_config_laid_over_another_leaves_it_as_it_was(host):
     assert layer == {"base": {"config": {"model_type": "llama"}}}
 
 
+def test_an_empty_config_sets_back_to_the_pretrained_base(host):
+    layer = {"base": {"config": {"model_type": "llama", "rope_parameters": {"rope_theta": 5}}}}
+    settings = resolve(host, [layer, assignment("base.config={}")])
+    assert settings.base.config is None
+    assert "config" not in settings.tables()["base"]
+    again = resolve(host, [layer, assignment("base.config={}"), assignment("base.config.model_type=mistral")])
+    assert again.base.config == {"model_type": "mistral"}
+    inner = resolve(host, [layer, assignment("base.config.rope_parameters={}")])
+    assert inner.base.config == {"model_type": "llama", "rope_parameters": {}}
+
+
 def test_a_config_that_is_no_table_is_refused(host):
     with pytest.raises(UserError, match=r"^base\.config = 'llama': .*dict"):
         resolve(host, [assignment("base.config=llama")])

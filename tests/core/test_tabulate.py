@@ -9,6 +9,8 @@ from ouroboros_core.errors import UserError
 from ouroboros_core.judge import INTACT, KEPT, TRAINED
 from ouroboros_core.tabulate import RESAMPLES, Finished, table_of
 
+TRIALS = 200
+
 TOKENS = [10, 20, 30, 40, 50]  # of the units of the only domain
 COSTS = {"forward_flops": 1000, "train_flops": 3000, "kv_bytes": 64}
 
@@ -41,28 +43,44 @@ def near(cells):
     return table_of(cells)["domains"]["near"]["variants"]
 
 
-def plain_interval(losses_by_seed, number):
-    """2.5 % and 97.5 % of the mean loss over resampled units, the same for every variant, and resampled seeds."""
-    units = np.random.default_rng(0).integers(len(TOKENS), size=(RESAMPLES, len(TOKENS)))
-    seeds = np.random.default_rng([1, number]).integers(len(losses_by_seed), size=(RESAMPLES, len(losses_by_seed)))
-    means = []
-    for drawn, chosen in zip(units, seeds, strict=True):
-        by_seed = []
-        for seed in chosen:
-            nats = sum(losses_by_seed[seed][unit] * TOKENS[unit] for unit in drawn)
-            by_seed.append(nats / sum(TOKENS[unit] for unit in drawn))
-        means.append(sum(by_seed) / len(by_seed))
-    means.sort()
-    return means[math.floor(0.025 * (RESAMPLES - 1))], means[math.ceil(0.975 * (RESAMPLES - 1))]
+def plain_interval(losses_by_seed):
+    """Units resampled with plain loops; seeds by Student's t; both put together like independent errors."""
+    picks = np.random.default_rng(0).integers(len(TOKENS), size=(RESAMPLES, len(TOKENS)))
+    by_seed = [mean(losses, range(len(TOKENS))) for losses in losses_by_seed]
+    centre = sum(by_seed) / len(by_seed)
+    means = sorted(sum(mean(losses, drawn) for losses in losses_by_seed) / len(by_seed) for drawn in picks)
+    low, high = means[math.floor(0.025 * (RESAMPLES - 1))], means[math.ceil(0.975 * (RESAMPLES - 1))]
+    spread = math.sqrt(sum((one - centre) ** 2 for one in by_seed) / (len(by_seed) - 1))
+    seeds = {2: 12.706, 3: 4.303}[len(by_seed)] * spread / math.sqrt(len(by_seed))
+    return centre - math.sqrt((centre - low) ** 2 + seeds**2), centre + math.sqrt((high - centre) ** 2 + seeds**2)
 
 
-def test_a_loss_is_the_mean_over_seeds_and_its_interval_resamples_units_and_seeds():
-    first, second = [3.0, 3.4, 2.9, 3.1, 3.6], [3.3, 3.5, 3.0, 3.2, 3.5]
-    found = near([cell("other", [4.0] * 5), cell("two", first), cell("two", second, seed=1)])["two"]
-    means = [sum(x * n for x, n in zip(losses, TOKENS, strict=True)) / sum(TOKENS) for losses in (first, second)]
+def mean(losses, units):
+    """Nats a token over some units."""
+    return sum(losses[unit] * TOKENS[unit] for unit in units) / sum(TOKENS[unit] for unit in units)
+
+
+@pytest.mark.parametrize("third", [[], [[3.1, 3.6, 3.0, 3.3, 3.4]]])
+def test_a_loss_is_the_mean_over_seeds_with_an_interval_over_text_and_seeds(third):
+    trained = [[3.0, 3.4, 2.9, 3.1, 3.6], [3.3, 3.5, 3.0, 3.2, 3.5], *third]
+    found = near([cell("other", [4.0] * 5), *(cell("two", losses, seed=n) for n, losses in enumerate(trained))])["two"]
+    means = [mean(losses, range(5)) for losses in trained]
     assert found["by_seed"] == pytest.approx(means)
-    assert found["loss"]["value"] == pytest.approx(sum(means) / 2)
-    assert (found["loss"]["low"], found["loss"]["high"]) == pytest.approx(plain_interval([first, second], 1))
+    assert found["loss"]["value"] == pytest.approx(sum(means) / len(means))
+    assert (found["loss"]["low"], found["loss"]["high"]) == pytest.approx(plain_interval(trained))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_seeds_that_differ_by_chance_alone_are_called_different_in_few_cases(seeds):
+    """At 95 % one row of two may be: a bootstrap over two seeds would call a third of them different."""
+    generator, called = np.random.default_rng(0), 0
+    for _ in range(TRIALS):
+        drawn = 3 + 0.01 * generator.standard_normal((2, seeds))
+        cells = [
+            cell(name, [loss] * 5, seed=n) for name, row in zip("ab", drawn, strict=True) for n, loss in enumerate(row)
+        ]
+        called += not all(noise for _, noise in marks(cells).values())
+    assert called / TRIALS < 0.1
 
 
 def test_units_are_resampled_alike_in_every_row():
@@ -77,7 +95,7 @@ def test_seeds_that_disagree_widen_the_interval():
     (alone,) = near([cell("a", losses), cell("a", losses, seed=1)]).values()
     (apart,) = near([cell("a", [2.8] * 5), cell("a", [3.2] * 5, seed=1)]).values()
     assert (alone["loss"]["low"], alone["loss"]["high"]) == pytest.approx((3.0, 3.0))
-    assert (apart["loss"]["low"], apart["loss"]["high"]) == pytest.approx((2.8, 3.2))
+    assert (apart["loss"]["low"], apart["loss"]["high"]) == pytest.approx((3.0 - 12.706 * 0.2, 3.0 + 12.706 * 0.2))
 
 
 def marks(cells):

@@ -108,3 +108,26 @@ def test_without_a_rate_the_weights_learn_at_the_rate_of_the_run(make):
 def test_a_rate_that_teaches_nothing_is_refused(rate):
     with pytest.raises(ValidationError, match="rate"):
         FullOptions(rate=rate)
+
+
+EARLIER = {"full": {}, "unfreeze": {"layers": 1}}
+
+
+@pytest.mark.parametrize("first", EARLIER)
+def test_lora_leaves_what_an_adapter_before_it_made_learn(first, make, ids):
+    before = learning(make(adapter={"use": [first], first: EARLIER[first]}).model)
+    tables = {first: EARLIER[first], "coda-lora": {"rank": 2}}
+    model = make(adapter={"use": [first, "coda-lora"], **tables}).model
+    after = {name.replace(".base_layer", "") for name in learning(model)}
+    assert before < after
+    assert {name for name in after - before if "lora_" not in name} == set()
+    model(ids).nll(ids).mean().backward()
+    assert all(p.grad.any() for name, p in model.base.named_parameters() if "base_layer" in name)
+
+
+def test_a_rate_of_its_own_stays_with_weights_that_lora_gives_other_names(make):
+    use = {"use": ["full", "coda-lora"], "full": {"rate": 3e-5}, "coda-lora": {"rank": 2}}
+    built = make(adapter=use)
+    names = {name for name, _ in built.model.named_parameters() if name.startswith("base.") and "lora_" not in name}
+    assert any("base_layer" in name for name in names)
+    assert built.rates == dict.fromkeys(names, 3e-5)

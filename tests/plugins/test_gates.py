@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from ouroboros_core.contracts import Depth, Inside, Slot
 from ouroboros_core.ops import Scale
 from ouroboros_core.testing import a_turn, loop_facts, tiny_model
+from ouroboros_core.training import parameter_groups
 from ouroboros_plugins.gates.highway import HighwayGate
 from ouroboros_plugins.gates.layer_scale import scaled
 from ouroboros_plugins.gates.none import NoGate
@@ -142,9 +143,17 @@ def test_layer_scale_scales_the_output_of_every_branch_of_every_layer(randomise)
     part = randomise(scaled(NoGate(), 0.5, facts))
     ops = part.inside(a_turn())
     assert list(ops) == ["0.attention-out", "0.ffn-out", "1.attention-out", "1.ffn-out"]
-    for row, (op,) in enumerate(ops.values()):
+    for (op,), scale in zip(ops.values(), part.scales, strict=True):
         assert isinstance(op, Scale)
-        assert torch.equal(op.value, part.scales[row])
+        assert op.value is scale
+        assert scale.shape == (D,)
+
+
+def test_the_factors_of_layer_scale_are_not_decayed(make):
+    model = built(make, use="sigmoid", layer_scale=1e-4)
+    decays = {id(p): group["weight_decay"] for _, group in parameter_groups(model, 0.05, {}) for p in group["params"]}
+    named = {name: decays[id(p)] for name, p in model.loops[0].gate.named_parameters()}
+    assert named == {"gate.open.weight": 0.05, "gate.open.bias": 0.0, "scales.0": 0.0, "scales.1": 0.0}
 
 
 def built(make, **gate):
@@ -211,4 +220,4 @@ def test_the_factors_learn_even_where_bfloat16_rounds_away_what_they_scale(make,
     entered, left = around_the_loop(model, ids, turns=1)
     torch.testing.assert_close(left, entered, atol=0, rtol=2**-7)
     model(ids, depth=Depth.full(1)).nll(ids).sum().backward()
-    assert model.loops[0].gate.scales.grad.all()
+    assert all(scale.grad.all() for scale in model.loops[0].gate.scales)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ouroboros_core.accounting import flops_per_token
 from ouroboros_core.contracts import Depth, Slot
-from ouroboros_core.testing import PlainReader, a_turn, loop_facts
+from ouroboros_core.testing import PlainReader, a_turn, loop_facts, tiny_model
 from ouroboros_plugins.halters.act import ACTHalter, ACTOptions
 from ouroboros_plugins.halters.exit_gate import ExitGateHalter
 from ouroboros_plugins.halters.kl import KLHalter
@@ -377,3 +378,21 @@ def test_no_exit_depends_on_later_tokens(name, make, ids, randomise):
     assert len(before.taken.unique()) > 1
     assert torch.equal(before.taken[:, :7], after.taken[:, :7])
     torch.testing.assert_close(before.logits()[:, :7], after.logits()[:, :7], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fixed", "act", "kl", "latent-diff", "exit-gate", "ponder"])
+def test_operations_are_counted_on_shapes_alone(name, make):
+    parts = {"halter": {"use": name}, "modulator": {"use": "none"}}
+    empty = make(tiny_model().to("meta"), **parts).model
+    assert flops_per_token(empty, 16) == flops_per_token(make(**parts).model, 16)
+
+
+def test_every_halter_is_counted_on_shapes_alone(host):
+    assert {part.name for _, part in host.parts(Slot.HALTER)} == {
+        "fixed", "act", "kl", "latent-diff", "exit-gate", "ponder",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "needs"), [("act", False), ("kl", False), ("exit-gate", True), ("ponder", True)])
+def test_parts_say_whether_an_objective_alone_reads_their_shares(name, needs, host):
+    assert host.find(Slot.HALTER, name).read_by_objective is needs

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from ouroboros_core.bases import svd_residuals
-from ouroboros_core.build import null_parts, refuse_nonsense
+from ouroboros_core.build import null_parts
 from ouroboros_core.contracts import Depth, Slot, TapFacts
 from ouroboros_core.errors import UserError
 from ouroboros_core.gradients import WATCHED_STEPS, GradientWatch
 from ouroboros_core.model import RecursiveLM, started
+from ouroboros_core.refusals import refuse_nonsense
 from ouroboros_core.resolve import resolve
 from ouroboros_core.split import Segment, Split
 from ouroboros_core.tables import TurnTable

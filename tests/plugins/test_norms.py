@@ -7,6 +7,7 @@ import torch
 
 from ouroboros_core.contracts import Depth, Slot
 from ouroboros_core.testing import a_turn, loop_facts, tiny_model
+from ouroboros_plugins.modulators.step_embedding import waves
 from ouroboros_plugins.norms.per_level import PerLevel
 from ouroboros_plugins.norms.per_step_rms import PerStepRMS
 from ouroboros_plugins.norms.sandwich import Sandwich
@@ -188,6 +189,20 @@ def test_every_turn_under_step_final_is_read_as_if_the_loop_had_ended_there(make
     turns = model(ids, depth=Depth.full(3), keep_turns=True).turns
     for number, hidden in enumerate(turns, start=1):
         torch.testing.assert_close(hidden, model(ids, depth=Depth.full(number)).hidden)
+
+
+def test_step_final_norms_the_whole_input_of_the_block_prelude_and_signal_of_the_turn_with_it(make, ids):
+    signalled = {"use": "step-embedding", "kind": "sinusoid"}
+    intact = tiny_model()
+    intact.model.norm.weight.data += torch.linspace(-0.5, 0.5, 32)
+    tables = {"entry": {"use": "add"}, "modulator": signalled, "gate": {"use": "none"}, "norm": {"use": "step-final"}}
+    model = make(intact, **tables).model
+    prelude, left = around_the_loop(model, ids, turns=3)
+    norm = rms(intact.model.norm.weight, intact.config.rms_norm_eps)
+    state = prelude
+    for turn, between in enumerate((same, norm, norm)):
+        state = plain_block(model, between(state + prelude + waves(torch.tensor(turn), 32)))
+    torch.testing.assert_close(left, state, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["step-final", "per-level"])

@@ -157,6 +157,22 @@ def test_a_ramp_with_a_spread_draws_around_its_present_depth(progress, mean, sch
     assert max(drawn) <= 32
 
 
+SPREAD = [("log-normal-poisson", {}), ("ramp", {"turns": 64})]
+
+
+@pytest.mark.parametrize("sigma", [5.01, 40.0, math.inf, math.nan])
+@pytest.mark.parametrize(("name", "options"), SPREAD)
+def test_a_spread_that_nothing_could_be_drawn_with_is_refused(name, options, sigma, schedule):
+    with pytest.raises(ValidationError, match="sigma"):
+        schedule(name, sigma=sigma, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), SPREAD)
+def test_the_widest_spread_can_be_drawn_with(name, options, schedule):
+    widest = schedule(name, sigma=5.0, most=100, **options)
+    assert {1, 100} <= set(depths(widest)) <= set(range(1, 101))
+
+
 def test_a_drawn_ramp_is_cut(schedule):
     ramp = schedule("ramp", turns=8, sigma=0.5, most=9)
     assert max(depths(ramp, draws=300)) == ramp.most == 9

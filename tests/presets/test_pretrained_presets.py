@@ -11,12 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from ouroboros_core import checks
-from ouroboros_core.build import build, null_parts, refuse_nonsense
+from ouroboros_core.build import build, null_parts
 from ouroboros_core.contracts import Depth, ModelFacts, Slot
 from ouroboros_core.errors import CheckFailed, UserError
 from ouroboros_core.gradients import WATCHED_STEPS
 from ouroboros_core.host import PluginHost
 from ouroboros_core.model import StockLM
+from ouroboros_core.refusals import refuse_nonsense
 from ouroboros_core.reporting import Silent
 from ouroboros_core.resolve import resolve
 from ouroboros_core.run import accelerator_for

@@ -13,10 +13,11 @@ import torch
 from torch.nn import functional as F
 
 from ouroboros_core import checks, pretrained
-from ouroboros_core.build import build, null_parts, refuse_nonsense
+from ouroboros_core.build import build, null_parts
 from ouroboros_core.contracts import Depth, Slot
 from ouroboros_core.gradients import WATCHED_STEPS, GradientWatch
 from ouroboros_core.judge import Judge
+from ouroboros_core.refusals import refuse_nonsense
 from ouroboros_core.run import run
 from ouroboros_core.rundir import load_run
 from ouroboros_core.testing import WORDS, a_turn, tiny_base
@@ -485,9 +486,9 @@ def test_thinking_deeper_starts_all_but_silent(made):
     gate, steps = built.model.loops[0].gate, built.model.loops[0].modulator.steps
     assert equals(gate.gate.open.weight, 0)
     assert equals(gate.gate.open.bias, -2)
-    assert gate.scales.shape == (2, WIDTH)
+    assert [scale.shape for scale in gate.scales] == [(WIDTH,)] * 2
     assert gate.sites == ("0.attention-out", "0.ffn-out")
-    assert equals(gate.scales, 1e-4)
+    assert all(equals(scale, 1e-4) for scale in gate.scales)
     assert steps.weight.shape[1:] == (WIDTH,)
     assert equals(steps.weight, 0)
     assert built.model.turns == 8

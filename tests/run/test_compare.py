@@ -129,7 +129,7 @@ def test_no_two_cells_share_a_folder(host, budget):
             ["ouroboros", "ouroboros gate=sigmoid"],
             "^variants 'ouroboros' and 'ouroboros gate=sigmoid' come to the same",
         ),
-        (["ouroboros", "ouroboros loop.turns=7"], "come to the same settings"),  # --turns is laid over both
+        (["ouroboros", "ouroboros loop.turns=7"], "loop.turns is set for every variant too, and that wins"),
         (["ouroboros", "relaxed data.length=64"], r"would be judged on different text: data\.length$"),
         (["ouroboros", "relaxed eval.tokens=999"], r"would be judged on different text: eval\.tokens$"),
         (["ouroboros gate.bais=1"], r"gate\.bais: no such setting\. Did you mean 'bias'\?"),
@@ -252,3 +252,37 @@ def test_a_cell_judged_on_text_that_was_changed_meanwhile_is_refused(whole, plan
     manifest.write_text(json.dumps(told))
     with pytest.raises(UserError, match=r"^'ouroboros modulator=none gate\.bias=-1', seed 0, was judged on other text"):
         compare(planned, host, folder)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["ouroboros-paper modulator.rank=4", "ouroboros modulator.rank=4 splitter.prelude=99"]
+)
+def test_a_mistake_in_a_later_variant_is_told_before_anything_is_trained(wrong, host, budget, tmp_path):
+    cells = plan_cells(host, [VARIANTS[0], wrong], [budget], seeds=1)
+    with pytest.raises(UserError, match=r"lets a token see later ones|do not fit into 6 layers"):
+        compare(cells, host, tmp_path / "comparison")
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_a_comparison_under_torchrun_is_refused(host, planned, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        compare(planned, host, tmp_path / "comparison")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("setting", ["train.seed=4", "run.name=z", "eval.control=true"])
+def test_a_variant_may_not_set_what_the_comparison_gives_its_cells(setting, host, budget):
+    with pytest.raises(UserError, match=rf"^variant '{VARIANTS[0]} {setting}': .* is the comparison's to give"):
+        plan_cells(host, [VARIANTS[0], f"{VARIANTS[0]} {setting}"], [budget], seeds=1)
+
+
+def test_what_a_variant_says_must_not_be_covered_by_a_common_setting(host, budget):
+    with pytest.raises(UserError, match=r"loop\.turns is set for every variant too, and that wins"):
+        plan_cells(host, [VARIANTS[0], "ouroboros modulator=none loop.turns=3"], [budget], seeds=1)
+
+
+def test_a_control_that_learns_nothing_is_told_before_anything_is_trained(host, budget, tmp_path):
+    cells = plan_cells(host, [VARIANTS[0]], [budget], seeds=1, control="adapter=none")
+    with pytest.raises(UserError, match=rf"^variant '{CONTROL}': nothing learns"):
+        compare(cells, host, tmp_path / "comparison")

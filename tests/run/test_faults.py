@@ -6,12 +6,12 @@ from pydantic import Field
 from torch import nn
 
 from ouroboros_core import data, training
-from ouroboros_core.build import refuse_nonsense
 from ouroboros_core.contracts import Part, Slot
 from ouroboros_core.errors import CheckFailed, UserError
 from ouroboros_core.hooks import hookimpl
 from ouroboros_core.host import PluginHost
 from ouroboros_core.options import NoOptions, Options
+from ouroboros_core.refusals import refuse_nonsense
 from ouroboros_core.resolve import resolve
 from ouroboros_core.run import run
 from ouroboros_plugins.objectives.next_token import NextToken
@@ -90,6 +90,38 @@ def test_a_price_of_thinking_where_nobody_may_stop(host, settings, tmp_path):
 
 def test_a_price_of_thinking_is_let_pass_where_tokens_halt(settings):
     refuse_nonsense(settings(objective={"use": ["next-token", "ponder"]}, halter={"use": "act"}))
+
+
+@pytest.mark.parametrize("halter", ["exit-gate", "ponder"])
+def test_a_learned_exit_that_no_objective_teaches(halter, host, settings, tmp_path):
+    say = rf"halter '{halter}' learns from an objective that reads its shares.*--objective exit-gate or ponder-kl$"
+    with pytest.raises(UserError, match=say):
+        run(settings(halter={"use": halter}), host)
+    assert not (tmp_path / "runs").exists()
+    for objective in ("exit-gate", "ponder-kl"):
+        refuse_nonsense(settings(halter={"use": halter}, objective={"use": objective}))
+    refuse_nonsense(settings(halter={"use": "act"}))  # its read-out is the sum that its shares weigh
+
+
+@pytest.mark.parametrize("halter", ["exit-gate", "ponder"])
+def test_a_learned_exit_in_several_loops_of_which_only_the_last_is_taught(halter, make):
+    parts = {"halter": {"use": halter}, "objective": {"use": "ponder-kl"}, "modulator": {"use": "none"}}
+    with pytest.raises(UserError, match=rf"^halter '{halter}' .* the last loop's alone, and this split has 2 loops"):
+        make(splitter={"use": "sequence", "layers": 2}, **parts)
+    assert len(make(splitter={"use": "sequence", "layers": 1}, **parts).facts) == 1
+    act = {**parts, "halter": {"use": "act"}, "objective": {"use": "ponder"}}
+    assert len(make(splitter={"use": "sequence", "layers": 2}, **act).facts) == 2
+
+
+@pytest.mark.parametrize("splitter", ["angular-distance", "block-influence"])
+def test_measuring_what_random_weights_do(splitter, host, settings, tmp_path):
+    tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
+    tables = {"base": {"config": {**tiny, "num_attention_heads": 4}}, "adapter": {"use": "full"}}
+    with pytest.raises(UserError, match=rf"^splitter '{splitter}' .* base\.config makes random weights") as caught:
+        run(settings(splitter={"use": splitter}, **tables), host)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+    refuse_nonsense(settings(splitter={"use": splitter}))
 
 
 class Dead(nn.Module):

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from ouroboros_core import pretrained
 from ouroboros_core.errors import UserError
 from ouroboros_core.judge import Judge
-from ouroboros_core.run import run
-from ouroboros_core.rundir import load_run, settings_of
+from ouroboros_core.resolve import resolve
+from ouroboros_core.run import Job, run
+from ouroboros_core.rundir import load_parts, load_run, own_tensors, save_parts, settings_of
+from ouroboros_core.testing import tiny_model
 
 TINY = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6,
@@ -110,7 +112,7 @@ def test_weights_that_would_stay_random_are_refused(adapter, host, scratch, tmp_
 
 
 def test_a_teacher_that_knows_nothing_is_refused(host, scratch, tmp_path):
-    with pytest.raises(UserError, match=r"^base\.config makes random weights, and an objective would learn from them"):
+    with pytest.raises(UserError, match=r"^base\.config makes random weights, and objective 'distill' learns from them"):
         run(scratch(objective={"use": ["next-token", "distill"]}), host)
     assert not (tmp_path / "runs").exists()
 
@@ -143,9 +145,49 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(tied, host, scratch):
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+def test_it_is_said_that_the_named_base_gives_its_tokenizer_only(host, scratch, listener, place):
+    run(scratch(), host, listener)
+    assert f"base: random weights of this config, tokenizer of {place / 'base'}" in listener.notes
+
+
+def test_an_empty_config_brings_the_pretrained_base_back_and_nothing_is_said_of_it(host, scratch, listener):
+    settings = scratch()
+    cleared = resolve(host, [settings.tables(), {"base": {"config": {}}}])
+    job = Job(cleared, host, listener, None)
+    assert not job.base.random
+    assert not [note for note in listener.notes if "random" in note]
+
+
 def test_a_pretrained_base_that_learns_whole_keeps_its_intact_row(host, settings, place):
     outcome = run(settings(adapter={"use": "full", "rate": 1e-4}), host)
     models = outcome.evaluation["domains"]["near"]["models"]
     assert models["recursive, trained"]["recovered"] is not None
     intact = pretrained.load(settings().base).fingerprint
     assert json.loads((outcome.folder / "manifest.json").read_text())["base"]["fingerprint"] == intact
+
+
+SHARED = {"splitter": {"use": "cycle", "layers": 2}, "modulator": {"use": "none"}}
+
+
+@pytest.mark.parametrize("adapter", [{}, {"use": "full"}], ids=str)
+def test_layers_that_start_as_means_are_saved_and_need_the_removed_ones_no_more(adapter, make, tmp_path):
+    intact = tiny_model()
+    built = make(intact, adapter=adapter, **SHARED)
+    split, names = built.model.split, own_tensors(built.model)
+    assert split.averaged
+    means = {name for name in built.model.state_dict() if any(f".layers.{i}." in name for i in split.averaged)}
+    assert means <= names.keys()
+    base = pretrained.Pretrained(intact, None, "of this base")
+    save_parts(built.model, base, tmp_path)
+    for index in split.removed:
+        for parameter in intact.model.layers[index].parameters():
+            parameter.data.normal_(generator=torch.Generator().manual_seed(index))
+    again = make(intact, adapter=adapter, **SHARED).model
+    assert not torch.equal(logits(again), logits(built.model))
+    load_parts(again, tmp_path)
+    assert torch.equal(logits(again), logits(built.model))
+
+
+def test_frozen_layers_that_start_as_themselves_are_not_saved(make):
+    model = make(**{**SHARED, "splitter": {"use": "cycle", "layers": 2, "start": "first"}}).model
+    assert all(name.startswith("loops.") for name in own_tensors(model))

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from ouroboros_core.contracts import Depth
 from ouroboros_core.devices import accelerator_for
+from ouroboros_core.errors import CheckFailed
 from ouroboros_core.tables import TurnTable
 from ouroboros_core.testing import tiny_model
-from ouroboros_core.training import Loss, Training, parameter_groups
+from ouroboros_core.training import Loss, Training, parameter_groups, to_the_end
 
 RATE, OWN = 3e-3, 1e-4
 
@@ -16,7 +18,7 @@ class Rates:
     """A reporter that notes the rates of every step."""
 
     def __init__(self):
-        self.seen, self.told, self.training = [], [], None
+        self.seen, self.told, self.training, self.checked = [], [], None, None
 
     def step(self, progress):
         self.seen.append([group["lr"] for group in self.training.optimizer.param_groups])
@@ -25,7 +27,8 @@ class Rates:
     def note(self, text):
         pass
 
-    check = note
+    def check(self, result):
+        self.checked = len(self.seen)  # after so many steps
 
 
 @pytest.fixture
@@ -159,3 +162,57 @@ def test_an_objective_that_wants_turns_gets_them_in_training(make):
     loss = Loss(built, None)(ids, ids, built.schedule(0, 0.0, 0))
     assert objective.turns == 3
     assert loss.keys() == {"next-token", "by-turn"}
+
+
+@pytest.mark.parametrize("objective", ["every-turn", "ponder-kl", "exit-gate"])
+def test_what_a_token_costs_does_not_depend_on_when_the_rest_of_the_batch_halts(objective, make):
+    built = make(tiny_model(), loop={"turns": 12}, halter={"use": "act"}, objective={"use": objective})
+    halter, depth = built.model.loops[0].halter, built.schedule(0, 0.0, 0)
+    torch.nn.init.normal_(halter.unit[-1].weight, std=2.0, generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 320, (4, 2), generator=torch.Generator().manual_seed(0))
+    assert len(built.model(ids, keep_turns=True).turns) > len(built.model(ids[:1], keep_turns=True).turns)
+    loss = Loss(built, None)
+    together = loss(ids, ids, depth)[objective]
+    alone = torch.stack([loss(row[None], row[None], depth)[objective] for row in ids])
+    torch.testing.assert_close(together, alone.sum(), atol=1e-4, rtol=1e-5)
+
+
+def test_turns_that_were_left_out_are_what_taking_them_would_give(make, ids):
+    model = make(loop={"turns": 12}, halter={"use": "act", "bias": 0.5}).model
+    short = model(ids, depth=Depth.full(12), keep_turns=True)
+    whole = model(ids, depth=Depth(12, 12, whole=True), keep_turns=True)
+    assert len(short.turns) < len(whole.turns) == 12
+    told = to_the_end(short, 12)
+    for ours, theirs in ((told.turns, whole.turns), (told.shares, whole.shares)):
+        torch.testing.assert_close(torch.stack(list(ours)), torch.stack(list(theirs)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("objective", [["next-token", "every-turn"], ["ponder-kl"]], ids=str)
+def test_rows_of_turns_that_no_token_takes_are_not_dead_where_every_turn_is_read(objective, train):
+    told = train(loop={"turns": 16}, schedule={"turns": 16}, halter={"use": "act"}, objective={"use": objective})
+    assert told.training.watch.verdict().passed
+
+
+RAMP = {"use": "ramp", "turns": 4, "over": 1.0}  # of ten steps the first five take one turn
+
+
+@pytest.mark.parametrize(("tables", "step"), [
+    ({}, 3),
+    ({"halter": {"use": "act"}}, 7),
+    ({"halter": {"use": "exit-gate"}, "objective": {"use": "exit-gate"}}, 6),
+    ({"entry": {"use": "zeros"}}, 6),
+])  # fmt: skip
+def test_steps_of_one_turn_suffice_unless_they_hide_what_a_deeper_one_moves(tables, step, train):
+    checked = train(schedule=RAMP, loop={"turns": 4}, **tables).checked
+    assert checked == step
+
+
+def test_a_dead_parameter_is_found_after_three_steps_of_one_turn(make, settings, tmp_path):
+    built, reporter = make(tiny_model(), schedule=RAMP, loop={"turns": 4}), Rates()
+    built.model.loops[0].unused = nn.Linear(3, 3)
+    told = settings(train={"steps": 10, "warmup": 3, "batch": 4}).train
+    blocks = torch.randint(0, 320, (8, 13), generator=torch.Generator().manual_seed(0))
+    reporter.training = Training(built, blocks, told, accelerator_for("cpu"), reporter)
+    with pytest.raises(CheckFailed, match=r"no gradient in the first 3 steps in loops\.0\.unused"):
+        reporter.training.run(tmp_path)
+    assert len(reporter.seen) == 3

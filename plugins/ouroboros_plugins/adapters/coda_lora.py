@@ -29,7 +29,7 @@ class CodaLora:
     dropout: float
 
     def __call__(self, model: RecursiveLM) -> None:
-        """Inject the updates; they alone are trainable in the base.
+        """Inject the updates. What learns already goes on learning.
 
         Raises:
             UserError: the split has no coda.
@@ -39,4 +39,7 @@ class CodaLora:
         wanted = {id(linear) for i in model.split.coda for linear in model.anatomy.linears(model.layer(i)).values()}
         names = [name for name, module in model.base.named_modules() if id(module) in wanted]
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=names)
-        inject_adapter_in_model(config, model.base)
+        learning = [parameter for parameter in model.base.parameters() if parameter.requires_grad]
+        inject_adapter_in_model(config, model.base)  # it freezes all but its own
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -29,7 +29,8 @@ class LayerScale(nn.Module):
     def __init__(self, gate: nn.Module, sites: Sequence[str], width: int, start: float) -> None:
         super().__init__()
         self.gate, self.sites = gate, tuple(sites)
-        self.scales = nn.Parameter(torch.full((len(self.sites), width), start))
+        # a vector each, not one matrix: matrices are decayed, and a lambda is to stay what it has grown to
+        self.scales = nn.ParameterList(torch.full((width,), start) for _ in self.sites)
 
     def forward(self, old: Tensor, new: Tensor, turn: Turn) -> Tensor:
         """2 x (B, T, D) -> (B, T, D)."""

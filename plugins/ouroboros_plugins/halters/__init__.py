@@ -52,6 +52,7 @@ PARTS = (
         "A learned exit: at evaluation a token stops at a quantile of its exit distribution.",
         "Ouro (ByteDance 2025)",
         gives_shares=True,
+        read_by_objective=True,
     ),
     Part(
         Slot.HALTER,
@@ -61,5 +62,6 @@ PARTS = (
         "A learned exit: at evaluation a token's last turn is drawn from its exit distribution.",
         "PonderNet (Banino 2021)",
         gives_shares=True,
+        read_by_objective=True,
     ),
 )

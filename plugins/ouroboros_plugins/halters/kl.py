@@ -19,8 +19,8 @@ class KLHalter(nn.Module):
     """At evaluation a token stops when KL(p_old || p_new) < threshold; p: its next-token distribution after a turn.
 
     The direction is that of the public code. Nobody stops after the first turn, whose old state was never read (the
-    code compares with the uniform distribution there), and in training nobody stops at all. It costs the coda and the head
-    twice a turn, so it saves time only where the loop is much longer than they are.
+    code compares with the uniform distribution there), and in training nobody stops at all. It costs the coda and the
+    head twice a turn, so it saves time only where the loop is much longer than they are.
     """
 
     weighted = False

@@ -1,5 +1,6 @@
 """A learned exit that is drawn."""
 
+import math
 import random
 
 import torch
@@ -32,7 +33,7 @@ class PonderHalter(nn.Module):
 
     def __init__(self, width: int, prior: float = 0.2) -> None:
         super().__init__()
-        self.shares = ExitShares(width, torch.tensor(prior).logit().item())
+        self.shares = ExitShares(width, math.log(prior / (1 - prior)))
 
     @property
     def adaptive(self) -> bool:
@@ -49,6 +50,8 @@ class PonderHalter(nn.Module):
 
 def uniform(seed: int, positions: Tensor) -> Tensor:
     """A number in [0, 1) for each position, the same wherever the position occurs. (B, T) -> (B, T)."""
+    if positions.is_meta:  # where costs are counted, positions have no values
+        return torch.empty_like(positions, dtype=torch.float32)
     first, last = (int(position) // BLOCK for position in positions.aminmax())
     drawn = torch.cat([_block(seed, block) for block in range(first, last + 1)])
     return drawn.to(positions.device)[positions - first * BLOCK]

@@ -9,12 +9,16 @@ from pydantic import Field
 from ouroboros_core.contracts import Depth
 from ouroboros_core.options import Options
 
+WIDEST = 5  # sigma: far beyond it the drawn mean overflows the integers that numpy draws
+
 
 class LogNormalPoissonOptions(Options):
     """A number of turns drawn for each step: mostly near a mean, now and then many more (Geiping 2025)."""
 
     mean: int | None = Field(None, ge=1, description="r-bar: one more turn is drawn on average; None: `loop.turns`")
-    sigma: float = Field(0.5, ge=0, description="spread of the logarithm of the drawn mean")
+    sigma: float = Field(
+        0.5, ge=0, le=WIDEST, description=f"spread of the logarithm of the drawn mean; {WIDEST} at most"
+    )
     most: int | None = Field(None, ge=1, description="deeper draws are cut to this; None: four times the mean")
     with_gradient: int = Field(8, ge=1, description="the last so many turns carry gradient")
 

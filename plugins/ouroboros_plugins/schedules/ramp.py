@@ -10,7 +10,7 @@ from pydantic import Field
 from ouroboros_core.contracts import Depth
 from ouroboros_core.errors import UserError
 from ouroboros_core.options import Options
-from ouroboros_plugins.schedules.log_normal_poisson import drawn
+from ouroboros_plugins.schedules.log_normal_poisson import WIDEST, drawn
 
 Shape = Literal["one-minus-sqrt", "linear"]
 SHAPES: Mapping[Shape, Callable[[float], float]] = {
@@ -26,7 +26,11 @@ class RampOptions(Options):
     over: float = Field(0.75, gt=0, le=1, description="the share of training that growing takes")
     shape: Shape = Field("one-minus-sqrt", description="slow at first, 1 - sqrt(1 - x), or even")
     sigma: float | None = Field(
-        None, ge=0, description="draw around the present depth, as log-normal-poisson does; None: take it exactly"
+        None,
+        ge=0,
+        le=WIDEST,
+        description=f"draw around the present depth, as log-normal-poisson does, {WIDEST} at most; "
+        "None: take it exactly",
     )
     most: int | None = Field(
         None, ge=1, description="deeper turns are cut to this; None: `turns`, or four times that where they are drawn"
