@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -12,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from ouroboros_core.anatomy import HFModel
 from ouroboros_core.contracts import Factors, LoopFacts, TapFacts, Turn
+from ouroboros_core.host import PluginHost
 
 WORDS = [
     "the",
@@ -37,20 +40,57 @@ WORDS = [
 ]
 
 
-def tiny_model(layers: int = 6, family: str = "llama", vocabulary: int = 320) -> HFModel:
-    """A random float32 model of 32 dimensions, the same at every call; families as transformers names them."""
+def tiny_config(layers: int = 6, family: str = "llama", vocabulary: int = 320) -> Any:
+    """A config of 32 dimensions; families as transformers names them."""
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = AutoConfig.for_model(
         family, vocab_size=vocabulary, num_hidden_layers=layers, max_position_embeddings=256, head_dim=8, **shape
     )
     config.eos_token_id, config.bos_token_id, config.pad_token_id = 0, None, None
+    return config
+
+
+def tiny_model(layers: int = 6, family: str = "llama", vocabulary: int = 320) -> HFModel:
+    """A random float32 model of 32 dimensions, the same at every call; families as transformers names them."""
+    return _random(tiny_config(layers, family, vocabulary), std=0.15)
+
+
+def _random(config: Any, std: float) -> HFModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():  # the library's small initial values make every layer a near identity
             if parameter.ndim == 2:
-                torch.nn.init.normal_(parameter, std=0.15)
+                torch.nn.init.normal_(parameter, std=std)
     return model.eval().requires_grad_(False)
+
+
+def shrunk(config: Any) -> HFModel:
+    """A random float32 model with the layers of this config, 128 dimensions wide, the same at every call."""
+    small, heads = copy.deepcopy(config), 8
+    grouped = config.num_key_value_heads < config.num_attention_heads
+    small.hidden_size, small.intermediate_size, small.vocab_size, small.head_dim = 128, 192, 320, 16
+    small.num_attention_heads, small.num_key_value_heads = heads, heads // 2 if grouped else heads
+    small.eos_token_id, small.bos_token_id, small.pad_token_id = 0, None, None
+    return _random(small, std=0.075)
+
+
+def assert_conforms(host: PluginHost, *layers: Mapping[str, Any], config: Any = None) -> None:
+    """Make every check of `ouro check`, without any download, on a small random model of 6 layers.
+
+    Args:
+        layers: nested tables of settings, later ones on top.
+        config: of another base, in transformers' form.
+
+    Raises:
+        AssertionError: checks failed; it names each, and says what was found.
+    """
+    from ouroboros_core.conformance import conformance  # which imports this module
+    from ouroboros_core.resolve import resolve
+
+    results = conformance(resolve(host, layers), host, config=config or tiny_config())
+    failed = [f"{result.name}: {result.detail}" for result in results if not result.passed]
+    assert not failed, "\n".join(["checks failed", *failed])
 
 
 def tiny_tokenizer(text: str = " ".join(WORDS), vocabulary: int = 320) -> PreTrainedTokenizerFast:

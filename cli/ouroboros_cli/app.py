@@ -61,6 +61,23 @@ def plan(
 @app.command()
 @takes_settings
 @told_in_one_line
+def check(
+    layers: Layers,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="CHECK", help="only this check; may be repeated", show_default=False)
+    ] = None,
+    third_party: ThirdParty = True,
+    json: Json = False,
+) -> None:
+    """Check any combination of parts, in seconds and without weights, on a small random model of the base's shape."""
+    from ouroboros_cli.checking import check_and_show
+
+    check_and_show(layers, only or [], third_party=third_party, json=json)
+
+
+@app.command()
+@takes_settings
+@told_in_one_line
 def compare(
     layers: Layers,
     preset: Annotated[

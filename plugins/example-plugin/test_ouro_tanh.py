@@ -11,7 +11,7 @@ from ouroboros_core.checks import causality
 from ouroboros_core.contracts import Slot
 from ouroboros_core.host import PluginHost
 from ouroboros_core.resolve import assignment, resolve
-from ouroboros_core.testing import a_turn, loop_facts, tiny_model
+from ouroboros_core.testing import a_turn, assert_conforms, loop_facts, tiny_model
 
 
 @pytest.fixture
@@ -78,3 +78,7 @@ def test_a_model_with_it_trains(model):
     ids = torch.randint(1, 300, (2, 12), generator=torch.Generator().manual_seed(0))
     model(ids[:, :-1]).nll(ids[:, 1:]).mean().backward()
     assert model.loops[0].gate.a.grad.abs().sum() > 0
+
+
+def test_it_passes_every_check(host):
+    assert_conforms(host, host.preset("gentle").settings, {"loop": {"turns": 3}})

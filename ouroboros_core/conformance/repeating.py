@@ -1,0 +1,86 @@
+"""What a second time must give: the same from the same seed, from a saved model, and nearly so in bfloat16."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ouroboros_core import rundir
+from ouroboros_core.build import null_parts
+from ouroboros_core.conformance.subject import Subject
+from ouroboros_core.contracts import Depth
+from ouroboros_core.errors import CheckFailed, UserError
+from ouroboros_core.model import RecursiveLM
+from ouroboros_core.pretrained import Pretrained
+from ouroboros_core.trace import Trace
+
+COARSE = 2.0  # times what the kept layers lose to bfloat16 in one turn; over turns, errors add like a random walk
+
+
+@torch.no_grad()
+def seeds(subject: Subject) -> str:
+    """The same seed gives the same model and the same answers, to the bit, however often it is asked."""
+    one, other = subject.built().model, subject.built().model
+    for (name, mine), (_, theirs) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        if not torch.equal(mine, theirs):
+            raise CheckFailed(f"two models of one seed differ in {name}: a part draws from a generator of its own")
+    first, again = (_answer(one, subject, seed) for seed in (1, 2))
+    if not torch.equal(first, again):
+        raise CheckFailed("two forwards of one model differ: a part draws without the turn's seed, or keeps a state")
+    if not torch.equal(first, _answer(other, subject, 3)):
+        raise CheckFailed("two models of one seed, with equal weights, answer otherwise: a part hides what it drew")
+    return "two builds and two forwards are equal to the bit"
+
+
+def _answer(model: RecursiveLM, subject: Subject, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return model(subject.ids).logits()
+
+
+@torch.no_grad()
+def saving(subject: Subject) -> str:
+    """What training left, saved and loaded into a model of another seed, gives the same logits, to the bit."""
+    seed = subject.settings.train.seed
+    model = subject.stirred()
+    model.train()(subject.ids)  # whatever a part keeps of what it sees in training
+    fresh = subject.built(fill_bases=False, seed=seed + 1).model
+    with tempfile.TemporaryDirectory() as place:
+        _carry_over(model, fresh, Pretrained(subject.intact, None, "small"), Path(place))
+    if not torch.equal(model.eval()(subject.ids, seed=seed).logits(), fresh(subject.ids, seed=seed).logits()):
+        raise CheckFailed("a model that was saved and loaded answers otherwise: a part holds a tensor it does not save")
+    return "saved and loaded, the logits are equal to the bit"
+
+
+def _carry_over(model: RecursiveLM, fresh: RecursiveLM, base: Pretrained, folder: Path) -> None:
+    rundir.save_parts(model, base, folder)
+    try:
+        rundir.load_parts(fresh, folder)
+    except UserError as error:
+        said = str(error).replace(f"{folder}/", "")
+        raise CheckFailed(f"what was saved does not fit a fresh model: {said}") from error
+
+
+@torch.no_grad()
+def precision(subject: Subject) -> str:
+    """In bfloat16 the model loses little more than its kept layers do."""
+    exact, coarse = subject.stirred(), subject.built(dtype=torch.bfloat16).model
+    coarse.loops.load_state_dict(exact.loops.state_dict())  # the bases, computed anew, may differ in sign
+    lost = _distance(exact(subject.ids), coarse(subject.ids))
+    null, once = [null_parts(subject.host, facts) for facts in subject.built().facts], Depth.full(1)
+    with exact.with_parts(null), coarse.with_parts(null):
+        bound = _distance(exact(subject.ids, depth=once), coarse(subject.ids, depth=once))
+    if not lost <= COARSE * bound * math.sqrt(exact.turns):  # so that NaN fails too
+        raise CheckFailed(
+            f"bfloat16 moves the logits by {lost:.1%}, and the kept layers alone by {bound:.1%}: a part sums or "
+            "norms in bfloat16 what needs float32"
+        )
+    return f"bfloat16 moves the logits by {lost:.1%}, the kept layers alone by {bound:.1%}"
+
+
+def _distance(exact: Trace, coarse: Trace) -> float:
+    """The mean difference of logits, as a share of their mean size."""
+    difference = (exact.logits() - coarse.logits().float()).abs().mean()
+    return float(difference / exact.logits().abs().mean())
