@@ -129,7 +129,8 @@ def train_flops_per_token(model: RecursiveLM | StockLM, length: int, depth: Dept
 
 def kv_bytes_per_token(model: RecursiveLM | StockLM) -> int:
     """Keys and values of one token, with a cache slot for each layer of each turn."""
-    config, dtype = model.base.config, model.anatomy.head(model.base).weight.dtype
+    config = model.base.config
+    dtype = model.dtype if isinstance(model, RecursiveLM) else model.anatomy.head(model.base).weight.dtype
     runs = config.num_hidden_layers
     if isinstance(model, RecursiveLM):
         runs = sum(len(s.layers) * (model.turns if s.looped else 1) for s in model.split.segments)

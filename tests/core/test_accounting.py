@@ -161,3 +161,8 @@ def test_training_operations_are_the_mean_over_the_depths_of_a_run(made):
     forward_only = [(depth.turns - depth.with_gradient) * turn for depth in drawn]
     plain = (sum(backward) + sum(forward_only)) / len(drawn)
     assert mean_train_flops(model, 16, mean) == pytest.approx(plain, rel=1e-3)
+
+
+def test_the_cache_is_counted_in_the_dtype_that_is_computed_in_not_in_that_of_float32_masters(made):
+    model = made("loop.turns=2", "adapter.use=full", intact=tiny_model().to(torch.bfloat16))
+    assert kv_bytes_per_token(model) == 2 * KEY * (3 + 2) * 2
