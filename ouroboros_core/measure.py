@@ -19,11 +19,19 @@ from ouroboros_core.settings import Settings
 CALIBRATION = 4096  # tokens, where `data.calibration` says nothing
 
 
-def measured(settings: Settings, base: HFModel, anatomy: Anatomy, blocks: Tensor) -> LayerStatistics | None:
-    """The statistics, where the chosen splitter wants them. blocks: (N, T + 1) of training text."""
+def measured(
+    settings: Settings, base: HFModel, anatomy: Anatomy, blocks: Tensor, stored: Path | None = None
+) -> LayerStatistics | None:
+    """The statistics, where the chosen splitter wants them.
+
+    Args:
+        blocks: (N, T + 1) of training text.
+        stored: where a run that is resumed wrote them down: another machine might measure a little otherwise.
+    """
     if not settings.one(Slot.SPLITTER).part.measures:
         return None
-    return measure(base, anatomy, blocks[: calibration_rows(settings)])
+    rows = calibration_rows(settings)
+    return loads(stored) if stored and stored.exists() else measure(base, anatomy, blocks[:rows])
 
 
 def calibration_rows(settings: Settings) -> int:

@@ -174,7 +174,8 @@ class Job:
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
     def _statistics(self) -> LayerStatistics | None:
-        return measured(self.settings, self.base.model, self.stock.anatomy, self.text.train)
+        stored = self.folder / rundir.LAYERS
+        return measured(self.settings, self.base.model, self.stock.anatomy, self.text.train, stored)
 
     def _control(self) -> Built:
         built = build(control_settings(self.settings, self.host), self.host, self.base.model, self.statistics)

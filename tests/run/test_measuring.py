@@ -58,6 +58,16 @@ def test_what_was_measured_is_written_and_the_split_follows_from_it(host, measur
     assert outcome.evaluation["split"].startswith(f"0 | {min(turns, key=turns.get)} x 4 | 5")
 
 
+def test_a_resumed_run_goes_by_what_it_measured_at_first(host, measuring, monkeypatch):
+    settings = measuring(data={"calibration": 256})
+    folder = run(settings, host).folder
+    told = json.loads((folder / "layers.json").read_text())
+    monkeypatch.setattr(measure, "measure", lambda *args: pytest.fail("measured again"))
+    again = run(settings, host, resume=folder)
+    assert again.evaluation["split"].startswith("0 | ")
+    assert json.loads((folder / "layers.json").read_text()) == told
+
+
 def test_a_run_is_reloaded_without_the_text(host, measuring, place, tmp_path):
     text = shutil.copytree(place / "text", tmp_path / "text")
     outcome = run(measuring(data={"train": str(text)}), host)
