@@ -62,15 +62,6 @@ class Anatomy(Protocol):
         ...
 
 
-def truncated(anatomy: Anatomy, base: HFModel, layers: Sequence[int]) -> nn.Module:
-    """The library's own model with only these layers, in this order: shares weights, runs the library's forward.
-
-    It is what "the kept layers, untrained" means, and shares no code with our own loop.
-    """
-    chosen = nn.ModuleList(anatomy.inner(base).layers[i] for i in layers)
-    return with_layers(anatomy, base, chosen, anatomy.config_for(base.config, layers))
-
-
 def with_layers(anatomy: Anatomy, base: HFModel, layers: nn.Module, config: Any) -> nn.Module:
     """A model that shares everything with the base but its container of layers and its config."""
     inner = anatomy.inner(base)

@@ -21,7 +21,7 @@ from ouroboros_core.contracts import (
     Schedule,
     Slot,
     TapFacts,
-)  # fmt: skip
+)
 from ouroboros_core.errors import UserError
 from ouroboros_core.host import PluginHost
 from ouroboros_core.loop import Parts

@@ -207,31 +207,35 @@ def _callable(implementation: pluggy.HookImpl) -> Callable[..., Any]:
 
 
 def _checked(offer: Any) -> list[Part]:
-    """The offered parts, drained here so that a generator that raises late is caught like any other."""
-    if not hasattr(offer, "__iter__"):
-        raise TypeError(f"ouroboros_parts returned {type(offer).__name__}, not an iterable of Part")
-    parts = list(offer)
+    """The offered parts."""
+    parts = _drained("ouroboros_parts", offer, Part)
     for part in parts:
-        if not isinstance(part, Part):
-            raise TypeError(f"ouroboros_parts yielded {type(part).__name__}, not a Part")
         if not (isinstance(part.options, type) and issubclass(part.options, Options)):
             raise TypeError(f"the options of {part.slot} '{part.name}' are no subclass of ouroboros_core.Options")
-    names = [(part.slot, part.name) for part in parts]
-    if twice := [f"{slot} '{name}'" for slot, name in names if names.count((slot, name)) > 1]:
-        raise ValueError(f"two parts with one name: {twice[0]}")
+    _must_differ("parts", [f"{part.slot} '{part.name}'" for part in parts])
     return parts
 
 
 def _checked_presets(offer: Any) -> list[Preset]:
-    """The offered presets, drained here like parts."""
-    if not hasattr(offer, "__iter__"):
-        raise TypeError(f"ouroboros_presets returned {type(offer).__name__}, not an iterable of Preset")
-    presets = list(offer)
+    """The offered presets."""
+    presets = _drained("ouroboros_presets", offer, Preset)
     for preset in presets:
-        if not isinstance(preset, Preset):
-            raise TypeError(f"ouroboros_presets yielded {type(preset).__name__}, not a Preset")
         preset.check()
-    names = [preset.name for preset in presets]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two presets with one name: {twice[0]}")
+    _must_differ("presets", [preset.name for preset in presets])
     return presets
+
+
+def _drained(hook: str, offer: Any, kind: type[Offer]) -> list[Offer]:
+    """What a hook offered, drained here so that a generator that raises late is caught like any other."""
+    if not hasattr(offer, "__iter__"):
+        raise TypeError(f"{hook} returned {type(offer).__name__}, not an iterable of {kind.__name__}")
+    found = list(offer)
+    for one in found:
+        if not isinstance(one, kind):
+            raise TypeError(f"{hook} yielded {type(one).__name__}, not a {kind.__name__}")
+    return found
+
+
+def _must_differ(what: str, names: list[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two {what} with one name: {twice[0]}")

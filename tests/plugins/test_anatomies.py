@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from ouroboros_core.anatomy import truncated
 from ouroboros_core.contracts import BRANCHES
 from ouroboros_core.errors import UserError
+from ouroboros_core.model import kept_once
 from ouroboros_core.ops import Add, Branches, Normed, Scale, Site, applied
+from ouroboros_core.split import Segment, Split
 from ouroboros_core.testing import tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
@@ -86,9 +87,9 @@ def test_the_linears_are_the_seven_that_a_layer_has(family, host):
 
 
 @pytest.mark.parametrize("layers", [[0, 5], [3], [5, 0, 0]])
-def test_a_truncated_model_runs_these_layers_in_this_order(layers, host, ids):
+def test_the_kept_layers_run_once_in_this_order(layers, host, ids):
     model = tiny_model()
-    short = truncated(host.anatomy(model.config), model, layers)
+    short = kept_once(model, host.anatomy(model.config), Split(6, (Segment(tuple(layers), looped=True),), ()))
     h = model.model.embed_tokens(ids)
     positions = torch.arange(ids.shape[1])[None]
     rotary = model.model.rotary_emb(h, position_ids=positions)
@@ -102,7 +103,7 @@ def test_a_truncated_model_runs_these_layers_in_this_order(layers, host, ids):
 def test_truncating_shares_weights_and_leaves_the_intact_model_alone(host, ids):
     model = tiny_model()
     before = model(input_ids=ids).logits
-    short = truncated(host.anatomy(model.config), model, [0, 5])
+    short = kept_once(model, host.anatomy(model.config), Split(6, (Segment((0, 5), looped=True),), ()))
     assert short.model.layers[1] is model.model.layers[5]
     assert short.model.embed_tokens is model.model.embed_tokens
     assert (len(model.model.layers), model.config.num_hidden_layers) == (6, 6)

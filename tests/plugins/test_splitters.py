@@ -6,12 +6,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ouroboros_core import checks
-from ouroboros_core.anatomy import truncated
 from ouroboros_core.build import build, null_parts
 from ouroboros_core.contracts import Depth, LayerStatistics, ModelFacts, Slot
 from ouroboros_core.errors import UserError
+from ouroboros_core.model import kept_once
 from ouroboros_core.ops import LowRank
 from ouroboros_core.resolve import resolve
+from ouroboros_core.split import Segment, Split
 from ouroboros_core.testing import tiny_model
 
 SHARING = ["cycle", "sequence", "middle-cycle"]
@@ -255,7 +256,8 @@ def test_with_the_residual_of_each_turn_the_shared_model_is_the_intact_one(
         for each, facts in zip(parts, built.facts, strict=True):
             each.modulator = restored(facts)
         looped = built.model(ids, depth=Depth.full(2)).logits()
-    expected = truncated(host.anatomy(intact.config), intact, depth)(input_ids=ids, use_cache=False).logits
+    whole = Split(len(intact.model.layers), (Segment(tuple(depth), looped=True),), ())
+    expected = kept_once(intact, host.anatomy(intact.config), whole)(input_ids=ids, use_cache=False).logits
     largest = expected.abs().max()
     assert (looped - expected).abs().max() < 1e-5 * largest
     assert (neutral - expected).abs().max() > 0.1 * largest
