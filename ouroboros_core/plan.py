@@ -25,7 +25,7 @@ from ouroboros_core.host import PluginHost
 from ouroboros_core.judge import INTACT, KEPT
 from ouroboros_core.measure import calibration_rows, measure
 from ouroboros_core.model import StockLM, kept_once
-from ouroboros_core.refusals import refuse_nonsense, refuse_untaught
+from ouroboros_core.refusals import refuse_idle, refuse_nonsense, refuse_untaught
 from ouroboros_core.run import read_text
 from ouroboros_core.rundir import own_tensors
 from ouroboros_core.settings import Settings
@@ -86,8 +86,7 @@ def rehearse(settings: Settings, host: PluginHost) -> None:
         return
     built = build(settings, host, pretrained.empty(pretrained.load_config(settings.base), settings.base.dtype))
     refuse_untaught(settings, built)
-    if not any(parameter.requires_grad for parameter in built.model.parameters()):
-        raise UserError("nothing learns: every part is without parameters, and the adapter leaves the base frozen")
+    refuse_idle(built)
 
 
 def measured_plan(settings: Settings, host: PluginHost) -> dict[str, Any]:

@@ -57,3 +57,13 @@ def refuse_untaught(settings: Settings, built: Built) -> None:
         raise UserError(
             f"base.config makes random weights, and objective '{teachers[0]}' learns from them: leave it out"
         )
+
+
+def refuse_idle(built: Built) -> None:
+    """Refuse a model that has nothing to train.
+
+    Raises:
+        UserError: every parameter is frozen.
+    """
+    if not any(parameter.requires_grad for parameter in built.model.parameters()):
+        raise UserError("nothing learns: every part is without parameters, and the adapter leaves the base frozen")

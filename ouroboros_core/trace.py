@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,3 +39,15 @@ class Trace:
     def kl_from(self, teacher: Trace, temperature: float) -> Tensor:
         """How far the model is from a teacher, token by token. -> (B, T), nats."""
         return token_kl(self.hidden, self.head, teacher.hidden, teacher.head, temperature)
+
+
+def to_the_end(trace: Trace, turns: int) -> Trace:
+    """The trace of all turns, where the loop ended since every token had halted: states stay, and shares are zero.
+
+    Else what an objective makes of a token's turns would depend on how long the rest of the batch goes on. Taking these
+    turns (`Depth.whole`) comes to the same, but would read rows by turn that nothing can teach.
+    """
+    left = turns - len(trace.turns)
+    nothing = [torch.zeros_like(share) for share in trace.shares[-1:]]
+    again = list(trace.turns[-1:])
+    return replace(trace, turns=[*trace.turns, *again * left], shares=[*trace.shares, *nothing * left])

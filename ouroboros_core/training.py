@@ -24,11 +24,12 @@ from ouroboros_core.errors import CheckFailed, Interrupted, UserError
 from ouroboros_core.gradients import GradientWatch
 from ouroboros_core.losses import IGNORE
 from ouroboros_core.model import StockLM
+from ouroboros_core.refusals import refuse_idle
 from ouroboros_core.reporting import Progress, Reporter
 from ouroboros_core.settings import TrainSettings
 from ouroboros_core.signals import interruptible
 from ouroboros_core.tables import TurnTable
-from ouroboros_core.trace import Trace
+from ouroboros_core.trace import to_the_end
 
 Batch = tuple[Tensor, Tensor]  # ids and aligned labels, (B, T) each
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
@@ -78,8 +79,8 @@ class Training:
         self._must_share_out()
         if settings.warmup >= settings.steps:
             raise UserError(f"train.warmup={settings.warmup} is not less than train.steps={settings.steps}: lower it")
-        if not (groups := parameter_groups(built.model, settings.weight_decay, built.rates)):
-            raise UserError("nothing learns: every part is without parameters, and the adapter leaves the base frozen")
+        refuse_idle(built)
+        groups = parameter_groups(built.model, settings.weight_decay, built.rates)
         self.peaks = [settings.lr if rate is None else rate for rate, _ in groups]
         optimizer = torch.optim.AdamW([group for _, group in groups], lr=settings.lr, betas=settings.betas)
         self.shape = get_scheduler("cosine", optimizer, settings.warmup, settings.steps + 1).lr_lambdas[0]
@@ -182,18 +183,6 @@ class Training:
                 f"train.batch={self.batch} cannot be shared out by {self.accelerator.num_processes} process(es) and "
                 f"train.accumulate={self.accumulate}: make it a multiple of {pieces}"
             )
-
-
-def to_the_end(trace: Trace, turns: int) -> Trace:
-    """The trace of all turns, where the loop ended since every token had halted: states stay, and shares are zero.
-
-    Else what an objective makes of a token's turns would depend on how long the rest of the batch goes on. Taking these
-    turns (`Depth.whole`) comes to the same, but would read rows by turn that nothing can teach.
-    """
-    left = turns - len(trace.turns)
-    nothing = [torch.zeros_like(share) for share in trace.shares[-1:]]
-    again = list(trace.turns[-1:])
-    return replace(trace, turns=[*trace.turns, *again * left], shares=[*trace.shares, *nothing * left])
 
 
 def backward(

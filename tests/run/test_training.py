@@ -9,7 +9,8 @@ from ouroboros_core.devices import accelerator_for
 from ouroboros_core.errors import CheckFailed
 from ouroboros_core.tables import TurnTable
 from ouroboros_core.testing import tiny_model
-from ouroboros_core.training import Loss, Training, parameter_groups, to_the_end
+from ouroboros_core.trace import to_the_end
+from ouroboros_core.training import Loss, Training, parameter_groups
 
 RATE, OWN = 3e-3, 1e-4
 
