@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ouroboros_core.auto import announce
+
 if TYPE_CHECKING:
     from ouroboros_core.hooks import hookimpl
     from ouroboros_core.options import NoOptions, Options
@@ -17,3 +19,6 @@ def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+
+
+announce()  # the one import with an effect: AutoModelForCausalLM knows our model

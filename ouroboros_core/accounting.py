@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ouroboros_core.contracts import Depth, Schedule
-from ouroboros_core.model import RecursiveLM, StockLM
+from ouroboros_core.kept import StockLM
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.trace import Trace
 
 
@@ -128,12 +129,12 @@ def train_flops_per_token(model: RecursiveLM | StockLM, length: int, depth: Dept
 
 
 def kv_bytes_per_token(model: RecursiveLM | StockLM) -> int:
-    """Keys and values of one token, with a cache slot for each layer of each turn."""
+    """Keys and values of one token, with a cache slot for each layer of each turn, and for what a halter probes."""
     config = model.base.config
     dtype = model.dtype if isinstance(model, RecursiveLM) else model.anatomy.head(model.base).weight.dtype
     runs = config.num_hidden_layers
     if isinstance(model, RecursiveLM):
-        runs = sum(len(s.layers) * (model.turns if s.looped else 1) for s in model.split.segments)
+        runs = len(model.config.slots.layers)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * runs * heads * width * dtype.itemsize)
@@ -146,9 +147,9 @@ def _tokens(model: nn.Module, length: int) -> torch.Tensor:
 def _trace(model: RecursiveLM | StockLM, length: int, depth: Depth | None) -> Trace:
     ids = _tokens(model, length)
     if isinstance(model, StockLM):
-        stock: Trace = model(ids)
+        stock: Trace = model.trace(ids)
         return stock
-    trace: Trace = model(ids, depth=replace(depth or Depth.full(model.turns), whole=True))
+    trace: Trace = model.trace(ids, depth=replace(depth or Depth.full(model.turns), whole=True))
     return trace
 
 

@@ -50,7 +50,7 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def svd_bases(
     anatomy: Anatomy, block: Sequence[nn.Module], others: Sequence[nn.Module], rank: int
 ) -> dict[str, Factors]:
-    """The bases of every tap of a block: "<place in the block>.<linear>" -> (A, B), in the weights' dtype.
+    """The bases of every tap of a block: "<place in the block>.<linear>" -> (A, B), in float32.
 
     Args:
         block: the looped layers, as they start.
@@ -65,8 +65,7 @@ def svd_bases(
     for place, layer in enumerate(block):
         for name, linear in anatomy.linears(layer).items():
             same = [anatomy.linears(other)[name] for other in others]
-            down, up = factors(residual(same, linear), rank)
-            found[f"{place}.{name}"] = (down.to(linear.weight.dtype), up.to(linear.weight.dtype))
+            found[f"{place}.{name}"] = factors(residual(same, linear), rank)
     return found
 
 

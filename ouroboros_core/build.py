@@ -24,8 +24,9 @@ from ouroboros_core.contracts import (
 )
 from ouroboros_core.errors import UserError
 from ouroboros_core.host import PluginHost
+from ouroboros_core.kept import started
 from ouroboros_core.loop import Parts
-from ouroboros_core.model import RecursiveLM, started
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.ops import Ops, merge
 from ouroboros_core.settings import Choice, Settings
 from ouroboros_core.split import Segment, Split
@@ -67,7 +68,7 @@ class Chain(nn.Module):
 
 def build(
     settings: Settings, host: PluginHost, intact: HFModel, statistics: LayerStatistics | None = None, *,
-    fill_bases: bool = True,
+    fill_bases: bool = True, split: Split | None = None,
 ) -> Built:  # fmt: skip
     """Make the recursive model that the settings describe, on the intact model's device.
 
@@ -76,13 +77,14 @@ def build(
 
     Args:
         statistics: of the intact model's layers, for a splitter that measures.
+        split: one that was drawn before; None: what the splitter draws.
 
     Raises:
         UserError: the split does not fit the model, or a part or its options do not fit the loop.
     """
     torch.manual_seed(settings.train.seed)
     anatomy = host.anatomy(intact.config)
-    split = split_of(settings, anatomy, intact, statistics)
+    split = split or split_of(settings, anatomy, intact, statistics)
     _refuse_untaught(settings.one(Slot.HALTER), split)
     schedule: Schedule = _make(settings.one(Slot.SCHEDULE), _model_facts(settings, anatomy, intact, statistics))
     facts = [
@@ -95,7 +97,9 @@ def build(
         model = RecursiveLM(
             intact, anatomy, split, parts, settings.loop.turns,
             seed=settings.train.seed, recompute=settings.loop.recompute,
+            probed=settings.one(Slot.HALTER).part.reads_logits, causal=_causal(settings),
         )  # fmt: skip
+        model.config.tables = settings.tables()
         rates = _adapted(model, [_make(choice, facts[0]) for choice in settings.parts[Slot.ADAPTER]])
     _float_masters(model)
     objectives = {choice.name: _make(choice, facts[0]) for choice in settings.parts[Slot.OBJECTIVE]}
@@ -135,6 +139,10 @@ def control_settings(settings: Settings, host: PluginHost) -> Settings:
     control = settings.with_parts(host, null if objectives else {**null, Slot.OBJECTIVE: host.default(Slot.OBJECTIVE)})
     control = control.with_tables(loop=one_turn)
     return replace(control, parts={**control.parts, Slot.OBJECTIVE: objectives}) if objectives else control
+
+
+def _causal(settings: Settings) -> bool:
+    return all(choice.options.causal for choices in settings.parts.values() for choice in choices)
 
 
 def _refuse_untaught(halter: Choice, split: Split) -> None:
@@ -199,17 +207,19 @@ def _loop_facts(
     }
     like = next(block[0].parameters())
 
-    def zeros(rank: int, tap: TapFacts, dtype: torch.dtype) -> Factors:
-        return like.new_zeros(rank, tap.inputs, dtype=dtype), like.new_zeros(tap.outputs, rank, dtype=dtype)
+    def zeros(rank: int, tap: TapFacts) -> Factors:
+        sides = (rank, tap.inputs), (tap.outputs, rank)
+        down, up = (like.new_zeros(side, dtype=torch.float32) for side in sides)
+        return down, up
 
     def bases(rank: int) -> Mapping[str, Factors]:
         if not fill_bases:
-            return {name: zeros(rank, tap, like.dtype) for name, tap in taps.items()}
+            return {name: zeros(rank, tap) for name, tap in taps.items()}
         return svd_bases(anatomy, block, [layers[i] for i in split.residual_layers], rank)
 
     def residuals(rank: int) -> Mapping[str, Sequence[Factors]]:
         if not fill_bases:
-            return {name: [zeros(min(rank, tap.inputs, tap.outputs), tap, torch.float32)] * len(segment.stands_for)
+            return {name: [zeros(min(rank, tap.inputs, tap.outputs), tap)] * len(segment.stands_for)
                     for name, tap in taps.items()}  # fmt: skip
         return svd_residuals(anatomy, block, [[layers[i] for i in turn] for turn in segment.stands_for], rank)
 

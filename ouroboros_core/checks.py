@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ouroboros_core.anatomy import HFModel
 from ouroboros_core.contracts import Depth, Objective
 from ouroboros_core.errors import CheckFailed
+from ouroboros_core.kept import StockLM, kept_once
 from ouroboros_core.loop import Parts
 from ouroboros_core.losses import IGNORE
-from ouroboros_core.model import RecursiveLM, StockLM, kept_once
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.reporting import CheckResult
 from ouroboros_core.settings import Settings
 from ouroboros_core.trace import Trace
@@ -38,7 +39,7 @@ def causality(model: RecursiveLM, ids: Tensor, *, allowed: bool = False) -> Chec
     changed[:, last + 1 :] = ids[:, last + 1 :].roll(1, -1).add(1) % model.head.weight.shape[0]
     for spread in SPREADS:
         with stirred(model.loops, spread):
-            before, after = model(ids), model(changed)
+            before, after = model.trace(ids), model.trace(changed)
         moved = (after.logits().float() - before.logits().float()).abs()
         if moved.isfinite().all():
             break
@@ -88,8 +89,8 @@ def labels(
     ids, aligned = batches[0]
     by_turn = any(objective.wants_turns for objective in objectives.values())
     turns = 2 if by_turn else 1  # the first turn may be read well and a later one not
-    trace = model(ids, depth=Depth(turns, turns, whole=True), keep_turns=by_turn)
-    trace = trace if teacher is None else replace(trace, teacher=teacher(ids))
+    trace = model.trace(ids, depth=Depth(turns, turns, whole=True), keep_turns=by_turn)
+    trace = trace if teacher is None else replace(trace, teacher=teacher.trace(ids))
     terms: dict[str, Callable[[Trace, Tensor], Tensor]] = {**objectives, "evaluation": Trace.nll}
     read = [name for name, term in terms.items() if _reads_its_own_label(name, term, trace, aligned)]
     if read == ["evaluation"] and not any(objective.wants_teacher for objective in objectives.values()):
@@ -120,8 +121,8 @@ def identity(model: RecursiveLM, null: Sequence[Parts], intact: HFModel, ids: Te
         CheckFailed: the logits differ by more than rounding.
     """
     with model.with_parts(null):
-        ours = model(ids, depth=Depth.full(1)).logits().float()
-    stock = StockLM(kept_once(intact, model.anatomy, model.split), model.anatomy)(ids).logits().float()
+        ours = model.trace(ids, depth=Depth.full(1)).logits().float()
+    stock = StockLM(kept_once(intact, model.anatomy, model.split), model.anatomy).trace(ids).logits().float()
     difference = (ours - stock).abs().max().item()
     bound = ROUNDING * torch.finfo(model.dtype).eps * stock.abs().max().item()
     if not difference <= bound:  # so that NaN fails too

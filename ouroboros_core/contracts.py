@@ -6,10 +6,22 @@ Every slot of the turn has a null part, so that the loop needs no `if`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ouroboros_core.facts import (
+    BRANCHES,
+    SITES,
+    Bases,
+    Factors,
+    LayerStatistics,
+    LoopFacts,
+    ModelFacts,
+    Place,
+    Residuals,
+    TapFacts,
+)
 from ouroboros_core.options import Options
 from ouroboros_core.slots import Slot
 
@@ -21,9 +33,11 @@ if TYPE_CHECKING:
     from ouroboros_core.split import Split
     from ouroboros_core.trace import Trace
 
-BRANCHES = ("attention", "ffn")  # the residual branches of a layer
-Place = Literal["in", "out", "sum"]  # of a branch: its normed input, its output, and the residual stream behind it
-SITES = [f"{branch}-{place}" for branch in BRANCHES for place in ("in", "out", "sum")]  # of a layer
+__all__ = [
+    "BRANCHES", "SITES", "TURN_SLOTS", "Adapter", "Bases", "Depth", "Entry", "Factors", "Gate", "Halt", "Halter",
+    "Inside", "LayerStatistics", "LoopFacts", "Memory", "ModelFacts", "Modulator", "Norm", "Objective", "Part", "Place",
+    "Reader", "Reads", "Residuals", "Schedule", "Slot", "Splitter", "TapFacts", "Turn",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,69 +55,9 @@ class Part:
     gives_shares: bool = False  # a halter that tells, in training, how likely each turn is to be the last
     read_by_objective: bool = False  # a halter that learns only where an objective reads its shares
     needs_shares: bool = False  # an objective that reads them
+    reads_logits: bool = False  # a halter that asks `turn.reader` for logits at evaluation: decoding keeps room for it
+    starts_null: bool | Callable[[Any], bool] = False  # at its start it changes nothing; perhaps by its options
     default: bool = False  # the slot's default; heeded for built-in parts only
-
-
-@dataclass(frozen=True)
-class LayerStatistics:
-    """What the intact model does to a calibration text: how far its hidden states turn from layer to layer.
-
-    Row and column a are of the states before layer a, the last ones of the states behind the last layer.
-    """
-
-    cosine: Tensor  # (L + 1, L + 1) mean cosine between the states
-    angle: Tensor  # (L + 1, L + 1) mean angle between them, as a share of half a turn: arccos(cosine) / pi
-    tokens: int  # of the text
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What is known before the loop is drawn."""
-
-    layers: int  # of the intact model
-    width: int  # D
-    turns: int  # `loop.turns`: turns at evaluation and decoding
-    statistics: LayerStatistics | None = None  # measured where the splitter's part says `measures`
-
-
-@dataclass(frozen=True)
-class TapFacts:
-    """One named linear of the recurrent block."""
-
-    inputs: int
-    outputs: int
-
-
-Factors = tuple["Tensor", "Tensor"]  # A (R, in) and B (out, R): B A is a change of a weight (out, in)
-
-
-class Bases(Protocol):
-    """Gives, for a rank R, frozen factors of every tap: the mean residual of the layers that the block replaces."""
-
-    def __call__(self, rank: int) -> Mapping[str, Factors]: ...
-
-
-class Residuals(Protocol):
-    """Gives, for a rank R, factors of every tap and turn: the residual of the layer that the turn stands for."""
-
-    def __call__(self, rank: int) -> Mapping[str, Sequence[Factors]]: ...
-
-
-@dataclass(frozen=True)
-class LoopFacts:
-    """What the model fixes about one recurrent block; a part's options hold what the user chooses."""
-
-    width: int  # D
-    turns: int  # turns at evaluation
-    trained_turns: int  # the most turns a training step takes; later turns reuse the last trained row
-    taps: Mapping[str, TapFacts]  # keyed "<layer of the block>.<linear>", for example "0.q"
-    bases: Bases
-    residuals: Residuals
-    layers: int = 1  # of the block
-
-    def sites(self, *places: Place) -> list[str]:
-        """The names of these places in every residual branch of the block, for example "0.ffn-in"."""
-        return [f"{layer}.{branch}-{place}" for layer in range(self.layers) for branch in BRANCHES for place in places]
 
 
 @dataclass(frozen=True)
@@ -121,16 +75,41 @@ class Depth:
 
 
 class Reader(Protocol):
-    """How a state would be read if the loop ended now. Nothing is computed until a part asks."""
+    """How a state would be read if the loop ended now. Nothing is computed until a part asks.
+
+    `logits` is to be asked at every turn but the last, which nothing follows, or at none.
+    """
 
     def normed(self, state: Tensor) -> Tensor: ...  # the base's final norm: (B, T, D) -> (B, T, D)
 
     def logits(self, state: Tensor) -> Tensor: ...  # coda, final norm and head: (B, T, D) -> (B, T, V)
 
+    @property
+    def before(self) -> Tensor | None: ...  # (B, T, V) what `logits` answered at the turn before, if it was asked then
+
+
+class Memory(Protocol):
+    """What a turn knows of tokens other than those it computes: earlier ones, and ones that have stopped.
+
+    A part that looks along the sequence must do it through here. In decoding, earlier tokens are not there any more;
+    and where others have stopped, only those that go on are.
+    """
+
+    def summed(self, name: str, values: Tensor) -> Tensor:
+        """The sum of the values of a row's real tokens up to each one, in float32. (B, T, ...) -> (B, T, ...).
+
+        A token that has stopped counts with its last value. To be asked at every turn or at none, under a name that
+        the part uses once a turn.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Turn:
-    """What a part may know about the present turn."""
+    """What a part may know about the present turn.
+
+    B and T are of the tokens that the turn computes: those of the batch, or those of them that have not stopped.
+    """
 
     index: int  # from 0
     last: bool  # no turn will follow
@@ -139,6 +118,7 @@ class Turn:
     spent: Tensor  # (B, T) shares given by earlier turns
     prelude: Tensor  # (B, T, D) what the loop was entered with
     reader: Reader
+    memory: Memory
     seed: int  # another one at every training step
 
 
@@ -199,7 +179,7 @@ class Reads(Protocol):
 class Halter(Protocol):
     """When a token stops, and which of its states is read.
 
-    `adaptive` says whether the loop may end before its last turn: only then does it wait for the answer. `weighted`
+    `adaptive` says whether a token may stop before the last turn: only then may the loop end early. `weighted`
     says that the sum of the states, weighted by their shares, is read; else the last state is.
     """
 

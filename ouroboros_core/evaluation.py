@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ouroboros_core.data import Domain, align
+from ouroboros_core.kept import StockLM
 from ouroboros_core.losses import IGNORE
+from ouroboros_core.model import RecursiveLM
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Score:
 
 @torch.no_grad()
 def score(
-    model: nn.Module,
+    model: RecursiveLM | StockLM,
     domain: Domain,
     batch: int,
     device: torch.device,
@@ -55,7 +56,7 @@ def score(
     began = time.perf_counter()
     for rows, unit in zip(domain.blocks.split(batch), domain.unit.split(batch), strict=True):
         ids, labels = align(rows.to(device))
-        losses = model(ids).nll(labels).double().sum(-1).cpu().numpy()
+        losses = model.trace(ids).nll(labels).double().sum(-1).cpu().numpy()
         np.add.at(nll, unit.numpy(), losses)
         np.add.at(tokens, unit.numpy(), (labels != IGNORE).sum(-1).cpu().numpy())
         done(len(rows))

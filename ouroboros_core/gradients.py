@@ -15,8 +15,9 @@ WATCHED_STEPS = 3  # a zero-initialised head hides the layers before it for one 
 class GradientWatch:
     """Watches which rows of the trainable parameters have had a gradient.
 
-    A row is one index of the first dimension. Rows of a `TurnTable` that no turn has read with gradient, and rows of an
-    embedding whose token has not occurred, cannot be reached, and are not asked for.
+    A row is one index of the first dimension. Rows of an embedding whose token has not occurred cannot be reached, and
+    are not asked for; nor are rows of a `TurnTable` that turns have read with gradient in a single step or in none,
+    since then one factor of a product is zero yet, and hides the other.
 
     Steps of one turn tell less: a learned exit has nothing to decide there, and a first state of zeros hides who reads
     it. So three of them suffice where everything moved, or where a parameter is in no graph at all; else the watch goes
@@ -31,6 +32,7 @@ class GradientWatch:
         tables = [module for module in model.modules() if isinstance(module, TurnTable)]
         embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
         self.read: dict[int, set[int]] = {id(m.weight): set() for m in (*tables, *embeddings)}  # rows, by parameter
+        self.first: dict[tuple[int, int], int] = {}  # the step that first read a row of a table
         self.hooks = [table.register_forward_hook(self._note_row) for table in tables]
         self.hooks += [embedding.register_forward_hook(self._note_tokens) for embedding in embeddings]
         self.alive: dict[str, Tensor] = {}
@@ -101,4 +103,6 @@ class GradientWatch:
 
     def _note_row(self, table: TurnTable, args: tuple[int], row: Tensor) -> None:
         if torch.is_grad_enabled():
-            self.read[id(table.weight)].add(table.row(*args))
+            weight, read = id(table.weight), table.row(*args)
+            if self.first.setdefault((weight, read), self.steps) < self.steps:
+                self.read[weight].add(read)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from ouroboros_core.data import Domain, Text
 from ouroboros_core.evaluation import Score, compare, score
+from ouroboros_core.kept import StockLM
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.reporting import Reporter
 from ouroboros_core.settings import EvalSettings
 
@@ -30,7 +31,7 @@ class Judge:
         self.device, self.reporter = device, reporter
         self.scores: dict[str, dict[str, Score]] = {domain.name: {} for domain in self.domains}
 
-    def hear(self, name: str, model: nn.Module) -> None:
+    def hear(self, name: str, model: RecursiveLM | StockLM) -> None:
         """Score a model on every domain."""
         model.eval()
         for domain in self.domains:

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import partial, reduce
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ouroboros_core.contracts import Depth, Halt, Inside, Reader, Reads, Turn
+from ouroboros_core.contracts import Depth, Halt, Inside, Memory, Reader, Reads, Turn
+from ouroboros_core.few import Few, Going
 from ouroboros_core.ops import Ops, Taps, applied, merge
 
-Block = Callable[[Tensor], Tensor]  # (B, T, D) -> (B, T, D), with positions, mask and rotary already bound
+Block = Callable[[Tensor], Tensor]  # (B, T, D) -> (B, T, D), with positions, mask, rotary and cache already bound
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a turn works with, bound to the tokens that it computes."""
+
+    block: Block
+    reader: Reader
+    memory: Memory
+
+
+class Stage(Protocol):
+    """Where a loop plays: the block with its taps, and what is kept of each turn for later turns and tokens."""
+
+    taps: Taps
+
+    def scene(self, turn: int, going: Going) -> Scene:
+        """The block, reader and memory of a turn."""
+        ...
+
+    def skip(self, turn: int) -> None:
+        """No token takes this turn any more: leave what later tokens will look for."""
+        ...
 
 
 class Parts(nn.Module):
@@ -71,41 +95,75 @@ def turn(
     return new, parts.halter(state, new, turn)
 
 
+def among_few(
+    state: Tensor, few: Few, turn_of_all: Turn, block: Block, taps: Taps, parts: Parts
+) -> tuple[Tensor, Halt]:  # fmt: skip
+    """One turn of those tokens that have not halted, and of no others. state: (B, T, D)."""
+    now = few.turn(turn_of_all)
+    new, halt = turn(few.take(state), now.prelude, few.real, now, block, taps, parts)
+    nothing = torch.zeros_like(turn_of_all.spent)
+    share = None if halt.share is None else few.put(nothing, halt.share)
+    return few.put(state, new), Halt(few.put(nothing.bool(), halt.stop), share)
+
+
+class Tally:
+    """What is counted of each token while it runs. mask (B, T) bool, state (B, T, D)."""
+
+    def __init__(self, mask: Tensor, like: Tensor) -> None:
+        self.running = mask
+        self.spent = torch.zeros_like(mask, dtype=torch.float32)  # shares given so far
+        self.taken, self.remainder = torch.zeros_like(self.spent), torch.zeros_like(self.spent)
+        self.weighted = torch.zeros_like(like, dtype=torch.float32)
+        self.shares: list[Tensor] = []
+
+    def count(self, state: Tensor, halt: Halt, last: bool) -> None:
+        """A turn is over, and left this state."""
+        self.taken = self.taken + self.running
+        if halt.share is not None:
+            share = halt.share * self.running
+            self.weighted = self.weighted + share[..., None] * state
+            self.spent = self.spent + share
+            self.remainder = torch.where(self.running & (halt.stop | last), share, self.remainder)
+            self.shares.append(share)
+
+
 def loop(
-    prelude: Tensor, depth: Depth, tokens: Tokens, block: Block, taps: Taps, parts: Parts, reader: Reader, *,
-    seed: int = 0, recompute: bool = False, keep_states: bool = False,
+    prelude: Tensor, depth: Depth, tokens: Tokens, stage: Stage, parts: Parts, *,
+    seed: int = 0, recompute: bool = False, keep_states: bool = False, gather: bool = False,
 ) -> Visit:  # fmt: skip
     """Repeat `turn` until `depth.turns` have passed, or every token has halted.
 
     Only the last `depth.with_gradient` turns carry gradient. With `recompute`, whole turns are recomputed in the
-    backward pass instead of stored: never the block alone, which would run outside its scope of ops.
+    backward pass instead of stored: never the block alone, which would run outside its scope of ops. With `gather`,
+    tokens that have halted are no longer computed.
     """
     one_turn = partial(checkpoint, turn, use_reentrant=False) if recompute else turn
-    running = torch.ones_like(tokens.mask)
-    spent = torch.zeros_like(tokens.mask, dtype=torch.float32)
-    taken, remainder = torch.zeros_like(spent), torch.zeros_like(spent)
-    state, weighted = prelude, torch.zeros_like(prelude, dtype=torch.float32)
-    states, shares = [], []
-    first_with_gradient = depth.turns - depth.with_gradient
+    may_end, first_with_gradient = parts.halter.adaptive and not depth.whole, depth.turns - depth.with_gradient
+    tally, state, states = Tally(tokens.mask, prelude), prelude, []
     for index in range(depth.turns):
-        last = index == depth.turns - 1
-        now = Turn(index, last, tokens.positions, tokens.mask, spent, prelude, reader, seed)
+        last, running = index == depth.turns - 1, tally.running
+        few = Few.of(running) if gather and may_end and index else None
+        scene = stage.scene(index, Going(running, few))
+        now = Turn(index, last, tokens.positions, tokens.mask, tally.spent, prelude, scene.reader, scene.memory, seed)
         if index == 0:
             state = parts.entry.start(prelude, now)
         with torch.set_grad_enabled(torch.is_grad_enabled() and index >= first_with_gradient):
-            state, halt = one_turn(state, prelude, running, now, block, taps, parts)
-            taken = taken + running
-            if halt.share is not None:
-                share = halt.share * running
-                weighted = weighted + share[..., None] * state
-                spent = spent + share
-                remainder = torch.where(running & (halt.stop | last), share, remainder)
-                shares.append(share)
+            if few:
+                state, halt = among_few(state, few, now, scene.block, stage.taps, parts)
+            else:
+                state, halt = one_turn(state, prelude, running, now, scene.block, stage.taps, parts)
+            tally.count(state, halt, last)
         if keep_states:
             states.append(state)
-        running = running & ~halt.stop
-        may_end = parts.halter.adaptive and not depth.whole and index >= first_with_gradient
-        if may_end and not running.any():
+        tally.running = running & ~halt.stop
+        if may_end and index >= first_with_gradient and not tally.running.any():
             break
-    read = weighted.to(prelude.dtype) if parts.halter.weighted else state
-    return Visit(read, taken, remainder, states, shares)
+    for skipped in range(index + 1, depth.turns):
+        stage.skip(skipped)
+    read = tally.weighted.to(prelude.dtype) if parts.halter.weighted else state
+    return Visit(read, tally.taken, tally.remainder, states, tally.shares)
+
+
+def in_order(blocks: Sequence[Block]) -> Block:
+    """One function that runs these, the first first."""
+    return lambda h: reduce(lambda state, block: block(state), blocks, h)

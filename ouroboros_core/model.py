@@ -1,53 +1,96 @@
-"""RecursiveLM: the kept layers of a pretrained model, with loops where the split says so."""
+"""RecursiveLM: the kept layers of a pretrained model, with loops where the split says so; a Hugging Face model."""
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ouroboros_core.anatomy import Anatomy, Calls, HFModel, with_layers
+from ouroboros_core.anatomy import Anatomy, HFModel
+from ouroboros_core.config import RecursiveConfig, config_of
 from ouroboros_core.contracts import SITES, Depth
 from ouroboros_core.errors import UserError
-from ouroboros_core.loop import Block, Parts, Tokens, Visit, loop
-from ouroboros_core.ops import STATE, Branches, Site, Tap, Taps
+from ouroboros_core.kept import kept_layers
+from ouroboros_core.loop import Parts
+from ouroboros_core.ops import STATE, Site, Tap, Taps
+from ouroboros_core.passing import ForwardPass, exactly, tokens_of
 from ouroboros_core.split import Segment, Split
 from ouroboros_core.trace import Trace
 
 
-class RecursiveLM(nn.Module):
+@dataclass
+class RecursiveOutput(CausalLMOutputWithPast):
+    """The library's output, and how many turns each token took."""
+
+    turns: Tensor | None = None  # (B, T)
+
+
+class RecursiveLM(PreTrainedModel, GenerationMixin):
     """A causal language model that runs its segments in order, some of them many times.
 
-    It owns its weights: the intact model it was made from is left untouched.
+    It owns its weights: the intact model it was made from is left untouched. `trace` is for training and judging;
+    calling it, and `generate`, are what the library expects of any model.
 
     Args:
         intact: the pretrained causal language model.
         parts: one set of parts for each looped segment, in order.
         turns: turns taken where `forward` is not told otherwise.
         recompute: store nothing inside a turn; run it again in the backward pass.
+        probed: a halter reads logits after each turn.
+        causal: no token sees a later one; else nothing can be cached.
     """
+
+    config_class = RecursiveConfig
+    base_model_prefix = "base"
+    _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
+    _skip_keys_device_placement = ("past_key_values",)
+    gather = True  # compute no tokens that have stopped, where nothing is learnt
 
     def __init__(
         self, intact: HFModel, anatomy: Anatomy, split: Split, parts: Sequence[Parts], turns: int, *,
-        seed: int = 0, recompute: bool = False,
+        seed: int = 0, recompute: bool = False, probed: bool = False, causal: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.anatomy, self.split, self.turns, self.seed, self.recompute = anatomy, split, turns, seed, recompute
+        config = config_of(intact.config, split, turns, probed=probed, causal=causal)
+        config._attn_implementation = intact.config._attn_implementation
+        super().__init__(config)
+        self.anatomy, self.split, self.seed, self.recompute = anatomy, split, seed, recompute
         self.base: HFModel = kept_layers(intact, anatomy, split)
-        self.dtype: torch.dtype = self.head.weight.dtype  # to compute in; what learns is kept in float32
+        self._dtype, self.plain = self.head.weight.dtype, False
         self.loops = nn.ModuleList(parts)
         looped = [segment for segment in split.segments if segment.looped]
         self.sites = [sites(segment) for segment in looped]
         self.taps: list[Taps] = [
             {**self._tapped(segment), **at} for segment, at in zip(looped, self.sites, strict=True)
         ]
+        self.generation_config, self.loss_type = copy.deepcopy(intact.generation_config), "ForCausalLM"
+
+    @property
+    def turns(self) -> int:
+        """Turns at evaluation and decoding."""
+        return int(self.config.turns)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in; what learns is kept in float32."""
+        return self._dtype
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch. Whoever is done with training asks for `eval`: what has been adapted by then is known."""
+        self.plain = all(weight.dtype == self.dtype for weight in self.base.parameters())  # layers need no cast
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._dtype = fn(torch.empty(0, dtype=self._dtype, device=self.device)).dtype  # the user's own cast
+        return super()._apply(fn, recurse)
 
     def layer(self, index: int) -> nn.Module:
         """A kept layer by its number in the intact model."""
@@ -55,48 +98,88 @@ class RecursiveLM(nn.Module):
         return layer
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, depth: Depth | None = None, *,
-        seed: int | None = None, keep_turns: bool = False,
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0,
+        turns: int | None = None, **kwargs: Any,
+    ) -> RecursiveOutput:  # fmt: skip
+        """What the library asks of a causal language model.
+
+        Args:
+            labels: (B, T), not shifted: the library shifts them. -100 is not scored.
+            turns: how many to take; with a cache it must be the number that the cache was made for.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        trace = self.trace(
+            input_ids, attention_mask, Depth.full(turns or self.turns), positions=position_ids, embeds=inputs_embeds,
+            cache=past_key_values,
+        )  # fmt: skip
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = F.linear(trace.hidden[:, kept], trace.head)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        return RecursiveOutput(loss=loss, logits=logits, past_key_values=past_key_values, turns=trace.taken)
+
+    def generate(self, *args: Any, turns: int | None = None, shared_slots: int | None = None, **kwargs: Any) -> Any:
+        """The library's `generate`.
+
+        Args:
+            turns: how many to take; None: those of the config.
+            shared_slots: let turns share so many cache slots of a looped layer; None: each turn has its own.
+
+        Raises:
+            UserError: a token sees later ones, so that nothing can be decoded.
+        """
+        if not self.config.causal:
+            raise UserError("a part lets tokens see later ones: such a model cannot write, there are no later ones yet")
+        # one scope of precision around all tokens: what learns is cast once, not for each token
+        with self.laid_out(turns or self.turns, shared_slots), self.precision(self.device):
+            return super().generate(*args, **kwargs)
+
+    def trace(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, depth: Depth | None = None, *,
+        seed: int | None = None, keep_turns: bool = False, positions: Tensor | None = None,
+        embeds: Tensor | None = None, cache: Cache | None = None,
     ) -> Trace:  # fmt: skip
         """Read the tokens through prelude, loops and coda.
 
         Args:
             input_ids: (B, T).
-            attention_mask: (B, T), nonzero for real tokens; padding on either side.
+            attention_mask: (B, T, with those in the cache), nonzero for real tokens; padding on either side.
             depth: turns to take, and how many carry gradient; by default `turns`, all of them.
             seed: of what parts draw by position; by default always the same.
             keep_turns: the trace carries every turn of the last loop, read as if the loop had ended there.
+            positions: (B, T) what attention takes for positions. Parts count from the mask in any case.
+            embeds: (B, T, D) in place of `input_ids`.
+            cache: what earlier tokens left; these leave theirs.
         """
         depth, seed = depth or Depth.full(self.turns), self.seed if seed is None else seed
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        tokens = Tokens((mask.long().cumsum(-1) - 1).clamp(min=0), mask.bool())
-        with self.precision(input_ids.device.type):
-            state = self.anatomy.embed(self.base, input_ids).to(self.dtype)
-            calls = self.anatomy.calls(self.base, state, tokens.positions, attention_mask)
-            visits: list[Visit] = []
-            for place, segment in enumerate(self.split.segments):
-                if not segment.looped:
-                    state = self._once(segment, calls)(state)
-                    continue
-                reader = AsIfEnded(self, place, calls, len(visits))
-                keep = keep_turns and reader.last
-                visits.append(self._looped(len(visits), segment, state, depth, tokens, calls, reader, seed, keep))
-                state = self._parts(len(visits) - 1).read(visits[-1].read)
-            taken = torch.stack([visit.taken for visit in visits]).sum(0)
-            remainder = torch.stack([visit.remainder for visit in visits]).sum(0)
-            turns = [reader.hidden(each) for each in visits[-1].states]
-            head = self.head.weight.to(self.dtype)
-            return Trace(self._finish(state), head, taken, remainder, turns=turns, shares=visits[-1].shares)
+        if cache is not None and depth.turns != self.turns:
+            raise UserError(f"{depth.turns} turns, and the cache was made for {self.turns}: use laid_out(turns)")
+        if embeds is None:
+            assert input_ids is not None, "neither tokens nor embeddings"
+            embeds = self.anatomy.embed(self.base, input_ids)
+        state = embeds.to(self.dtype)
+        exact = exactly(self, state)
+        with self.precision(state.device, exact):
+            tokens = tokens_of(state[..., 0], attention_mask, cache)
+            one = ForwardPass(self, tokens, attention_mask, state, depth, cache, seed, keep_turns, exact, positions)
+            return one.through_all(state)
 
     @property
     def head(self) -> nn.Linear:
         """The vocabulary projection."""
         return self.anatomy.head(self.base)
 
-    def precision(self, device: str) -> torch.autocast:
-        """Compute in the base's dtype while trained parts stay float32 masters."""
-        kind = "cpu" if device == "meta" else device
-        return torch.autocast(kind, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16))
+    def finish(self, state: Tensor) -> Tensor:
+        """The base's final norm. (B, T, D) -> (B, T, D)."""
+        return self.anatomy.finish(self.base, state).to(self.dtype)
+
+    def precision(self, device: torch.device, exact: bool = False) -> torch.autocast:
+        """Compute in the base's dtype while trained parts stay float32 masters; `exact`: parts in float32."""
+        kind = "cpu" if device.type == "meta" else device.type
+        lower = self.dtype in (torch.bfloat16, torch.float16) and not exact
+        return torch.autocast(kind, self.dtype, enabled=lower)
 
     @contextmanager
     def with_parts(self, parts: Sequence[Parts]) -> Iterator[None]:
@@ -107,27 +190,50 @@ class RecursiveLM(nn.Module):
         finally:
             self.loops = mine
 
-    def _parts(self, number: int) -> Any:
-        return self.loops[number]
+    @contextmanager
+    def laid_out(self, turns: int, shared_slots: int | None = None) -> Iterator[None]:
+        """Within this scope the model takes another number of turns, or its turns share cache slots."""
+        before = self.config.turns, self.config.shared_slots
+        self.config.lay_out(turns, shared_slots)
+        try:
+            yield
+        finally:
+            self.config.lay_out(*before)
 
-    def _finish(self, state: Tensor) -> Tensor:
-        return self.anatomy.finish(self.base, state).to(self.dtype)
+    def get_input_embeddings(self) -> nn.Module:
+        """Of the base."""
+        embeddings: nn.Module = self.base.get_input_embeddings()
+        return embeddings
 
-    def _once(self, segment: Segment, calls: Calls) -> Block:
-        return in_order([calls(self.layer(i), i) for i in segment.layers])
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        return self.head
 
-    def _looped(
-        self, number: int, segment: Segment, state: Tensor, depth: Depth, tokens: Tokens, calls: Calls,
-        reader: AsIfEnded, seed: int, keep: bool,
-    ) -> Visit:  # fmt: skip
-        taps, at = self.taps[number], self.sites[number]
-        layers = [calls(self.layer(i), i, Branches(at, place)) for place, i in enumerate(segment.layers)]
-        block = in_order([at[STATE], *layers])
-        recompute = self.recompute and torch.is_grad_enabled()
-        return loop(
-            state, depth, tokens, block, taps, self._parts(number), reader,
-            seed=seed, recompute=recompute, keep_states=keep,
-        )  # fmt: skip
+    def create_masks_for_generate(self, *, attention_mask: Tensor | None, **told: Any) -> Tensor | None:
+        """What `generate` asks where a cache has a fixed size; `trace` makes the masks of its layers itself."""
+        return attention_mask
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *, merge_base: bool = False, push_to_hub: bool = False, **_: Any
+    ) -> None:
+        """Write what `from_pretrained` reads: what was trained, or with `merge_base` the whole model.
+
+        Raises:
+            UserError: `push_to_hub`.
+        """
+        from ouroboros_core.hub import save  # which builds models, and so imports this module
+
+        if push_to_hub:
+            raise UserError("push_to_hub: save into a folder, and give that to huggingface_hub.upload_folder")
+        save(self, save_directory, merge_base=merge_base)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Self:
+        """A model that was saved: see `hub.load`."""
+        from ouroboros_core.hub import load
+
+        model: Self = load(name, *args, **kwargs)
+        return model
 
     def _tapped(self, segment: Segment) -> dict[str, Tap]:
         return {
@@ -137,98 +243,7 @@ class RecursiveLM(nn.Module):
         }
 
 
-@dataclass(frozen=True)
-class AsIfEnded:
-    """A `Reader`: what the model would say if a loop ended with some state."""
-
-    model: RecursiveLM
-    place: int  # of the loop, among the segments
-    calls: Calls
-    number: int  # of the loop, among the loops
-
-    @property
-    def last(self) -> bool:
-        """No other loop follows."""
-        return not any(segment.looped for segment in self.model.split.segments[self.place + 1 :])
-
-    def normed(self, state: Tensor) -> Tensor:
-        """The base's final norm. (B, T, D) -> (B, T, D)."""
-        return self.model._finish(state)
-
-    def hidden(self, state: Tensor) -> Tensor:
-        """What the head would get. (B, T, D) -> (B, T, D).
-
-        Raises:
-            UserError: another loop follows, so that no state of this one is ever read.
-        """
-        if not self.last:
-            raise UserError(
-                "a part reads the logits of a loop that another loop follows, and only the last loop has any: choose "
-                "a splitter with one loop, or a halter that reads states"
-            )
-        state = self.model._parts(self.number).read(state)
-        for segment in self.model.split.segments[self.place + 1 :]:
-            state = self.model._once(segment, self.calls)(state)
-        return self.model._finish(state)
-
-    def logits(self, state: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, V)."""
-        return F.linear(self.hidden(state), self.model.head.weight)
-
-
-class StockLM(nn.Module):
-    """The library's own model, untouched or with fewer layers, seen through the same window as `RecursiveLM`."""
-
-    def __init__(self, base: HFModel, anatomy: Anatomy) -> None:
-        super().__init__()
-        self.base, self.anatomy = base, anatomy
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Trace:
-        """Run the library's forward. (B, T) -> Trace."""
-        inner = self.anatomy.inner(self.base)
-        hidden = inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        once = torch.ones_like(input_ids, dtype=torch.float32)
-        return Trace(hidden, self.anatomy.head(self.base).weight, once, once)
-
-
-def kept_layers(intact: HFModel, anatomy: Anatomy, split: Split) -> HFModel:
-    """A frozen copy of the base without the removed layers; the others keep their names and numbers."""
-    layers = started(intact, anatomy, split, split.kept)
-    kept = nn.ModuleDict({str(index): layer for index, layer in zip(split.kept, layers, strict=True)})
-    base = copy.deepcopy(with_layers(anatomy, intact, kept, intact.config))
-    return base.requires_grad_(False).train(False)
-
-
-def kept_once(intact: HFModel, anatomy: Anatomy, split: Split) -> nn.Module:
-    """The library's own model with the kept layers in order, as they start, one turn each.
-
-    It is what "the kept layers, untrained" means, and shares no code with our own loop.
-    """
-    layers = nn.ModuleList(started(intact, anatomy, split, split.order))
-    return with_layers(anatomy, intact, layers, anatomy.config_for(intact.config, split.order))
-
-
-@torch.no_grad()
-def started(intact: HFModel, anatomy: Anatomy, split: Split, wanted: Sequence[int]) -> list[nn.Module]:
-    """These layers as the split starts them: the intact model's own, or the mean of several (Bae 2024)."""
-    layers = anatomy.inner(intact).layers
-    return [_mean([layers[i] for i in split.averaged[n]]) if n in split.averaged else layers[n] for n in wanted]
-
-
-def _mean(layers: Sequence[nn.Module]) -> nn.Module:
-    mean = copy.deepcopy(layers[0])
-    for name, parameter in mean.named_parameters():
-        each = torch.stack([layer.get_parameter(name).float() for layer in layers])
-        parameter.copy_(each.mean(0))
-    return mean
-
-
 def sites(segment: Segment) -> dict[str, Site]:
     """The places in the stream of states of a block: its input, and three in each residual branch."""
     inside = [f"{place}.{site}" for place in range(len(segment.layers)) for site in SITES]
     return {name: Site(name) for name in (STATE, *inside)}
-
-
-def in_order(blocks: Sequence[Block]) -> Block:
-    """One function that runs these, the first first."""
-    return lambda h: reduce(lambda state, block: block(state), blocks, h)

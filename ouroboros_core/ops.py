@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 STATE = "state"  # the block's input
@@ -37,16 +38,20 @@ class Scale:
 
 @dataclass(frozen=True)
 class LowRank:
-    """y -> y + up (core * (down x)): a change of weight of rank R that may differ for each token."""
+    """y -> y + up (core * (down x)): a change of weight of rank R that may differ for each token.
+
+    It is computed in the dtype of its factors, unless autocast says otherwise.
+    """
 
     down: Tensor  # (R, in)
     up: Tensor  # (out, R)
     core: Tensor | None = None  # (R), (B, 1, R) or (B, T, R); None: ones
 
     def __call__(self, x: Tensor) -> Tensor:  # (B, T, in) -> (B, T, out)
-        inner = nn.functional.linear(x, self.down.to(x.dtype))
-        inner = inner if self.core is None else inner * self.core.to(x.dtype)
-        return nn.functional.linear(inner, self.up.to(x.dtype))
+        cast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        inner = nn.functional.linear(x if cast else x.to(self.down.dtype), self.down)
+        inner = inner if self.core is None else inner * self.core.to(inner.dtype)
+        return nn.functional.linear(inner, self.up)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Tap:
     def __call__(self, linear: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         for op in self.ops:
             if isinstance(op, LowRank):
-                y = y + op(args[0])
+                y = y + op(args[0]).to(y.dtype)
         for op in self.ops:
             if isinstance(op, Scale):
                 y = y * op.value.to(y.dtype)
@@ -111,7 +116,7 @@ class Site:
         stream = x
         for op in self.ops:
             if isinstance(op, LowRank):
-                x = x + op(stream)
+                x = x + op(stream).to(x.dtype)
         for op in self.ops:
             if isinstance(op, Normed):
                 x = op.norm(x).to(x.dtype)

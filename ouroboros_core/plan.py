@@ -23,12 +23,12 @@ from ouroboros_core.errors import UserError
 from ouroboros_core.evaluation import score
 from ouroboros_core.host import PluginHost
 from ouroboros_core.judge import INTACT, KEPT
+from ouroboros_core.kept import StockLM, kept_once
 from ouroboros_core.measure import calibration_rows, measure
-from ouroboros_core.model import StockLM, kept_once
 from ouroboros_core.refusals import refuse_idle, refuse_nonsense, refuse_untaught
 from ouroboros_core.run import read_text
-from ouroboros_core.rundir import own_tensors
 from ouroboros_core.settings import Settings
+from ouroboros_core.weights import own_tensors
 
 
 def plan(settings: Settings, host: PluginHost, statistics: LayerStatistics | None = None) -> dict[str, Any]:

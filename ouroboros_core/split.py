@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise, takewhile
+from typing import Any
 
 from ouroboros_core.errors import UserError
 
@@ -49,6 +50,16 @@ class Split:
             raise UserError("split: no layer is looped; a recursive model needs a recurrent block")
         if any(segment.looped and not segment.layers for segment in self.segments):
             raise UserError("split: the recurrent block is empty")
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Split:
+        """From what `dataclasses.asdict` makes of one, also by way of JSON."""
+        segments = tuple(
+            Segment(tuple(one["layers"]), one["looped"], tuple(tuple(turn) for turn in one["stands_for"]))
+            for one in told["segments"]
+        )
+        averaged = {int(layer): tuple(several) for layer, several in told["averaged"].items()}
+        return cls(told["total"], segments, tuple(told["residual_layers"]), averaged)
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -96,7 +96,7 @@ def assert_conforms(host: PluginHost, *layers: Mapping[str, Any], config: Any = 
 def tiny_tokenizer(text: str = " ".join(WORDS), vocabulary: int = 320) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer trained on a text; token 0 ends a document."""
     tokenizer = Tokenizer(models.BPE(unk_token="<end>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<end>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator([text], trainer)
@@ -131,10 +131,20 @@ def loop_facts(width: int = 16, turns: int = 3, trained_turns: int | None = None
 
 
 class PlainReader:
-    """Reads a state with a seeded head of `words` words, and no norm and no coda before it."""
+    """Reads a state with a seeded head of `words` words, and no norm and no coda before it.
 
-    def __init__(self, width: int, words: int = 11) -> None:
+    Args:
+        old: (B, T, D) the state before the turn; None: `logits` was not asked then.
+    """
+
+    def __init__(self, width: int, words: int = 11, old: Tensor | None = None) -> None:
         self.head = torch.randn(words, width, generator=torch.Generator().manual_seed(0))
+        self.old = old
+
+    @property
+    def before(self) -> Tensor | None:
+        """(B, T, words) of the old state."""
+        return None if self.old is None else self.logits(self.old)
 
     def normed(self, state: Tensor) -> Tensor:
         """The state itself."""
@@ -145,13 +155,25 @@ class PlainReader:
         return state @ self.head.T.to(state)
 
 
+class PlainMemory:
+    """Sums along the rows of a batch of which no token has stopped, and before which there was none."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def summed(self, name: str, values: Tensor) -> Tensor:
+        """(B, T, ...) -> (B, T, ...) float32."""
+        return (values.float() * self.mask.view(*self.mask.shape, *[1] * (values.ndim - 2))).cumsum(1)
+
+
 def a_turn(
     batch: int = 2, tokens: int = 5, index: int = 0, last: bool = False, spent: Tensor | None = None,
-    prelude: Tensor | None = None, seed: int = 0, width: int = 16,
+    prelude: Tensor | None = None, seed: int = 0, width: int = 16, old: Tensor | None = None,
 ) -> Turn:  # fmt: skip
-    """A turn over unpadded tokens."""
+    """A turn over unpadded tokens. `old` is the state before it, for parts that ask what was read then."""
     positions = torch.arange(tokens).expand(batch, -1)
     spent = torch.zeros(batch, tokens) if spent is None else spent
     prelude = torch.zeros(batch, tokens, width) if prelude is None else prelude
     mask = torch.ones(batch, tokens, dtype=torch.bool)
-    return Turn(index, last, positions, mask, spent, prelude, PlainReader(prelude.shape[-1]), seed)
+    reader = PlainReader(prelude.shape[-1], old=old)
+    return Turn(index, last, positions, mask, spent, prelude, reader, PlainMemory(mask), seed)

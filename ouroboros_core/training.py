@@ -22,8 +22,8 @@ from ouroboros_core.contracts import Depth
 from ouroboros_core.data import align, rows_of_step
 from ouroboros_core.errors import CheckFailed, Interrupted, UserError
 from ouroboros_core.gradients import GradientWatch
+from ouroboros_core.kept import StockLM
 from ouroboros_core.losses import IGNORE
-from ouroboros_core.model import StockLM
 from ouroboros_core.refusals import refuse_idle
 from ouroboros_core.reporting import Progress, Reporter
 from ouroboros_core.settings import TrainSettings
@@ -46,12 +46,12 @@ class Loss(nn.Module):
 
     def forward(self, ids: Tensor, labels: Tensor, depth: Depth, seed: int = 0) -> dict[str, Tensor]:
         """What each objective contributes, summed over the labelled tokens. ids, labels (B, T)."""
-        trace = self.model(ids, depth=depth, seed=seed, keep_turns=self.wants_turns)
+        trace = self.model.trace(ids, depth=depth, seed=seed, keep_turns=self.wants_turns)
         trace = to_the_end(trace, depth.turns) if self.wants_turns else trace
         (teacher,) = self._teacher
         if teacher is not None:
             with torch.no_grad():
-                trace = replace(trace, teacher=teacher(ids))
+                trace = replace(trace, teacher=teacher.trace(ids))
         scored = labels != IGNORE
         return {name: (term(trace, labels) * scored).sum() for name, term in self.objectives.items()}
 

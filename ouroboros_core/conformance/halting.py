@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ouroboros_core.conformance.subject import SAME, Subject
@@ -15,10 +17,13 @@ from ouroboros_core.trace import Trace
 def exits(subject: Subject) -> str:
     """A token takes between one turn and all; its shares sum to one, and R is the share of its last turn."""
     model, halter = subject.stirred(), subject.settings.one(Slot.HALTER)
-    trace = model(subject.ids)
+    trace = model.trace(subject.ids)
     if not ((trace.taken >= len(model.loops)) & (trace.taken <= model.turns * len(model.loops))).all():
         raise CheckFailed(f"tokens took {trace.taken.min():g} to {trace.taken.max():g} turns of {model.turns}")
-    taught = model.train()(subject.ids, depth=Depth(model.turns, model.turns, whole=True))
+    loops: Any = model.loops
+    if not any(parts.halter.adaptive for parts in loops) and trace.taken.min() < model.turns * len(model.loops):
+        raise CheckFailed(f"halter '{halter.name}' stops tokens early and says that it is not adaptive")
+    taught = model.train().trace(subject.ids, depth=Depth(model.turns, model.turns, whole=True))
     if bool(taught.shares) != halter.part.gives_shares:
         says, gives = ("gives", "none") if halter.part.gives_shares else ("gives no", "some")
         raise CheckFailed(f"halter '{halter.name}' says that it {says} shares in training, and there are {gives}")

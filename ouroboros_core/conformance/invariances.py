@@ -41,13 +41,13 @@ def causality(subject: Subject) -> str:
 def padding(subject: Subject) -> str:
     """Padding on either side moves no logit, and no number of turns, of a real token."""
     model, ids = subject.stirred(), subject.ids
-    plain, empty = model(ids), ids.new_zeros(ROWS, PADDING)
+    plain, empty = model.trace(ids), ids.new_zeros(ROWS, PADDING)
     real, none = torch.ones_like(ids), torch.zeros_like(empty)
     for side, both, mask, kept in (
         ("left", [empty, ids], [none, real], slice(PADDING, None)),
         ("right", [ids, empty], [real, none], slice(None, TOKENS)),
     ):
-        padded, what = model(torch.cat(both, 1), torch.cat(mask, 1)), f"padding on the {side}"
+        padded, what = model.trace(torch.cat(both, 1), torch.cat(mask, 1)), f"padding on the {side}"
         must_halt_alike(what, plain.taken, padded.taken[:, kept], "the halter looks at padding")
         must_be_same(what, plain.logits(), padded.logits()[:, kept], "a part ignores the mask or the positions")
     return f"{PADDING} tokens of padding, left and right, change nothing"
@@ -57,8 +57,8 @@ def padding(subject: Subject) -> str:
 def batch(subject: Subject) -> str:
     """A row does not depend on its neighbours, nor on their order."""
     model, ids = subject.stirred(), subject.ids
-    together, turned = model(ids), model(ids.flip(0))
-    each = [model(row[None]) for row in ids]
+    together, turned = model.trace(ids), model.trace(ids.flip(0))
+    each = [model.trace(row[None]) for row in ids]
     for what, taken, logits in (
         ("reading rows one by one", torch.cat([one.taken for one in each]), torch.cat([one.logits() for one in each])),
         ("turning the batch round", turned.taken.flip(0), turned.logits().flip(0)),

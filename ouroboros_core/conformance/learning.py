@@ -14,7 +14,7 @@ from ouroboros_core.conformance.subject import Subject
 from ouroboros_core.contracts import Depth
 from ouroboros_core.errors import CheckFailed
 from ouroboros_core.gradients import WATCHED_STEPS, GradientWatch
-from ouroboros_core.model import StockLM
+from ouroboros_core.kept import StockLM
 from ouroboros_core.trace import Trace
 from ouroboros_core.training import Loss, parameter_groups
 

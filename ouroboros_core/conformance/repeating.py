@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ouroboros_core import rundir
+from ouroboros_core import weights
 from ouroboros_core.build import null_parts
 from ouroboros_core.conformance.subject import Subject
 from ouroboros_core.contracts import Depth
 from ouroboros_core.errors import CheckFailed, UserError
 from ouroboros_core.model import RecursiveLM
-from ouroboros_core.pretrained import Pretrained
 from ouroboros_core.trace import Trace
 
 FEW = 4  # turns at which precision is tried: a random block, looped often, makes much of any rounding
@@ -38,7 +37,7 @@ def seeds(subject: Subject) -> str:
 
 def _answer(model: RecursiveLM, subject: Subject, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)
-    return model(subject.ids).logits()
+    return model.trace(subject.ids).logits()
 
 
 @torch.no_grad()
@@ -46,19 +45,20 @@ def saving(subject: Subject) -> str:
     """What training left, saved and loaded into a model of another seed, gives the same logits, to the bit."""
     seed = subject.settings.train.seed
     model = subject.stirred()
-    model.train()(subject.ids)  # whatever a part keeps of what it sees in training
+    model.train().trace(subject.ids)  # whatever a part keeps of what it sees in training
     fresh = subject.built(fill_bases=False, seed=seed + 1).model
     with tempfile.TemporaryDirectory() as place:
-        _carry_over(model, fresh, Pretrained(subject.intact, None, "small"), Path(place))
-    if not torch.equal(model.eval()(subject.ids, seed=seed).logits(), fresh(subject.ids, seed=seed).logits()):
+        _carry_over(model, fresh, Path(place))
+    saved, loaded = (each.trace(subject.ids, seed=seed).logits() for each in (model.eval(), fresh))
+    if not torch.equal(saved, loaded):
         raise CheckFailed("a model that was saved and loaded answers otherwise: a part holds a tensor it does not save")
     return "saved and loaded, the logits are equal to the bit"
 
 
-def _carry_over(model: RecursiveLM, fresh: RecursiveLM, base: Pretrained, folder: Path) -> None:
-    rundir.save_parts(model, base, folder)
+def _carry_over(model: RecursiveLM, fresh: RecursiveLM, folder: Path) -> None:
+    weights.save_parts(model, "small", folder)
     try:
-        rundir.load_parts(fresh, folder)
+        weights.load_parts(fresh, folder)
     except UserError as error:
         said = str(error).replace(f"{folder}/", "")
         raise CheckFailed(f"what was saved does not fit a fresh model: {said}") from error
@@ -72,10 +72,10 @@ def precision(subject: Subject) -> str:
     for parts in (*exact.loops, *coarse.loops):
         parts.halter.train()  # an exit one turn sooner is no rounding: those that exit at evaluation do not here
     few = Depth.full(min(FEW, exact.turns))
-    lost = _distance(exact(subject.ids, depth=few), coarse(subject.ids, depth=few))
+    lost = _distance(exact.trace(subject.ids, depth=few), coarse.trace(subject.ids, depth=few))
     null, once = [null_parts(subject.host, facts) for facts in subject.built().facts], Depth.full(1)
     with exact.with_parts(null), coarse.with_parts(null):
-        bound = _distance(exact(subject.ids, depth=once), coarse(subject.ids, depth=once))
+        bound = _distance(exact.trace(subject.ids, depth=once), coarse.trace(subject.ids, depth=once))
     if not lost <= COARSE * bound * math.sqrt(few.turns):  # so that NaN fails too
         raise CheckFailed(
             f"bfloat16 moves the logits by {lost:.1%}, and the kept layers alone by {bound:.1%}: a part sums or "

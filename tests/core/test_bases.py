@@ -84,11 +84,11 @@ def test_every_linear_of_the_block_gets_the_bases_of_its_own_residual(host):
             torch.testing.assert_close(up @ down, best((one + two) / 2 - mine, 5), atol=1e-5, rtol=1e-5)
 
 
-def test_bases_are_kept_in_the_dtype_of_the_weights(host):
+def test_bases_are_kept_in_float32_whatever_the_weights_are(host):
     intact = tiny_model().bfloat16()
     layers = intact.model.layers
     found = svd_bases(host.anatomy(intact.config), block=[layers[3]], others=[layers[1]], rank=2)
-    assert {t.dtype for pair in found.values() for t in pair} == {torch.bfloat16}
+    assert {t.dtype for pair in found.values() for t in pair} == {torch.float32}
 
 
 def test_without_removed_layers_there_are_no_bases(make):

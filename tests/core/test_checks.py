@@ -10,8 +10,9 @@ from ouroboros_core import checks
 from ouroboros_core.build import null_parts
 from ouroboros_core.contracts import Halt
 from ouroboros_core.errors import CheckFailed
+from ouroboros_core.kept import StockLM
 from ouroboros_core.losses import IGNORE
-from ouroboros_core.model import RecursiveLM, StockLM
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.ops import STATE, Add
 from ouroboros_core.resolve import resolve
 from ouroboros_core.split import Segment, Split

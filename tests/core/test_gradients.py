@@ -148,7 +148,7 @@ def test_after_the_watched_steps_nothing_is_noted_any_more():
 
 
 def trained(model, ids, depth):
-    return watched(model, lambda m: m(ids, depth=depth).nll(ids).mean(), depth=depth, lr=0.01)
+    return watched(model, lambda m: m.trace(ids, depth=depth).nll(ids).mean(), depth=depth, lr=0.01)
 
 
 @pytest.mark.parametrize("halter", ["fixed", "act"])
@@ -159,7 +159,7 @@ def test_the_default_parts_are_alive_within_the_watched_steps(halter, make, ids)
 
 def test_rows_of_turns_after_every_token_has_halted_are_not_asked_for(make, ids):
     model = make(loop={"turns": 16}, halter={"use": "act"}).model
-    assert model(ids).taken.max() < 16
+    assert model.trace(ids).taken.max() < 16
     assert trained(model, ids, Depth.full(16)).passed
 
 

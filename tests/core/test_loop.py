@@ -1,13 +1,15 @@
-"""Halting against Graves 2016, written out token by token, and what the loop owes every halter."""
+"""Halting against Graves 2016, written out token by token, and what the loop owes every halter and every stage."""
+
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from ouroboros_core.contracts import TURN_SLOTS, Depth, Halt, Slot
-from ouroboros_core.loop import Parts, Tokens, loop
+from ouroboros_core.loop import Parts, Scene, Tokens, loop
 from ouroboros_core.ops import STATE, Add, Normed, Scale, Site
-from ouroboros_core.testing import PlainReader, loop_facts
+from ouroboros_core.testing import PlainMemory, PlainReader, loop_facts
 from ouroboros_plugins.halters.act import ACTHalter
 
 B, T, D = 2, 5, 16
@@ -58,11 +60,35 @@ def act(seed=3, spread=0.6, bias=-1.0):
     return halter
 
 
-def looped(prelude, depth, made, reader=None, taps=None, **others):
-    """Loop over unpadded tokens; `depth` turns, or turns of which some carry gradient."""
+EVERY = torch.ones(B, T, dtype=torch.bool)
+
+
+class PlainStage:
+    """Tokens mix with those before them, and one that has stopped is seen as it entered the last turn that it took."""
+
+    def __init__(self, reader=None, taps=None):
+        self.reader, self.taps = reader or PlainReader(D), taps or {}
+        self.seen, self.computed, self.going, self.skipped = {}, [], [], []
+
+    def scene(self, turn, going):
+        self.going.append(going)
+        return Scene(partial(self.block, turn, going), self.reader, PlainMemory(EVERY))
+
+    def block(self, turn, going, x):
+        self.computed.append(x.shape[:2].numel())
+        whole = going.few.put(torch.zeros(B, T, D), x) if going.few else x
+        seen = torch.where(going.running[..., None], whole, self.seen[turn - 1]) if turn else whole
+        self.seen[turn] = seen if torch.is_grad_enabled() else seen.detach()
+        return mixed(x, going.few.take(seen.cumsum(1)) if going.few else seen.cumsum(1))
+
+    def skip(self, turn):
+        self.skipped.append(turn)
+
+
+def looped(prelude, depth, made, stage=None, mask=EVERY, **others):
+    """Loop over these tokens; `depth` turns, or turns of which some carry gradient."""
     depth = depth if isinstance(depth, Depth) else Depth.full(depth)
-    tokens = Tokens(torch.arange(T).expand(B, -1), torch.ones(B, T, dtype=torch.bool))
-    return loop(prelude, depth, tokens, block, taps or {}, made, reader or PlainReader(D), **others)
+    return loop(prelude, depth, Tokens(torch.arange(T).expand(B, -1), mask), stage or PlainStage(), made, **others)
 
 
 @pytest.fixture
@@ -73,19 +99,23 @@ def prelude():
 MATRIX = torch.randn(D, D, generator=torch.Generator().manual_seed(1)) * 0.6
 
 
+def mixed(x, before):
+    return torch.tanh((x + 0.5 * before) @ MATRIX)
+
+
 def block(x):
-    """Tokens mix with those before them."""
-    return torch.tanh((x + 0.5 * x.cumsum(1)) @ MATRIX)
+    """A turn that every token takes."""
+    return mixed(x, x.cumsum(1))
 
 
 def graves(prelude, turns, unit, epsilon=0.01):
     """Adaptive computation time, one token at a time. -> read-out, N, R, each token's weights and last state."""
     state = {(b, t): prelude[b, t] for b in range(B) for t in range(T)}
-    weights, remainder, read = {spot: [] for spot in state}, {}, {}
+    weights, remainder, read, seen = {spot: [] for spot in state}, {}, {}, {}
     probability = dict.fromkeys(state, 0.0)
     for n in range(turns):
-        whole = torch.stack([torch.stack([state[b, t] for t in range(T)]) for b in range(B)])
-        new = block(whole)
+        seen |= {spot: each for spot, each in state.items() if spot not in remainder}
+        new = {(b, t): mixed(state[b, t], sum(seen[b, s] for s in range(t + 1))) for b, t in state}
         for b, t in state:
             if (b, t) in remainder:
                 continue
@@ -156,13 +186,12 @@ def test_the_price_of_thinking_has_its_gradient_in_the_remainder_alone(host, pre
 
 def test_a_halted_token_stays_as_it_was(host, prelude):
     when = torch.tensor([[1, 2, 3, 4, 4], [2, 1, 4, 3, 4]])
-    visit = looped(prelude, 4, parts(host, halter=HaltAt(when)))
-    state, expected = prelude, torch.zeros_like(prelude)
-    for n in range(1, 5):
-        new = block(state)
-        state = torch.where((when >= n)[..., None], new, state)
-        expected = torch.where((when == n)[..., None], state, expected)
-    torch.testing.assert_close(visit.read, expected)
+    visit = looped(prelude, 4, parts(host, halter=HaltAt(when)), keep_states=True)
+    for b in range(B):
+        for t in range(T):
+            for state in visit.states[when[b, t] - 1 :]:
+                assert torch.equal(state[b, t], visit.states[when[b, t] - 1][b, t])
+    torch.testing.assert_close(visit.read, states_of(prelude, when)[-1])
     assert torch.equal(visit.taken, when.float())
 
 
@@ -249,10 +278,12 @@ RUNNING = torch.stack([torch.ones(B, T), *(n < WHEN for n in (1, 2, 3))])  # at 
 
 
 def states_of(prelude, when):
-    """Each turn's states, where a token keeps the state it halted with."""
-    states, state = [], prelude
+    """Each turn's states, where a token keeps the state it halted with, and is seen as it entered its last turn."""
+    states, state, seen = [], prelude, prelude
     for n in range(4):
-        state = torch.where((n < when)[..., None], block(state), state)
+        running = (n < when)[..., None]
+        seen = torch.where(running, state, seen)
+        state = torch.where(running, mixed(state, seen.cumsum(1)), state)
         states.append(state)
     return states
 
@@ -296,7 +327,7 @@ def test_every_turns_states_are_kept_where_they_are_asked_for(host, prelude):
 
 def test_parts_are_told_what_the_loop_was_entered_with_and_how_a_state_would_be_read(host, prelude):
     norm, reader = Recorder(), PlainReader(D)
-    looped(prelude, 3, parts(host, norm=norm, entry=Start()), reader)
+    looped(prelude, 3, parts(host, norm=norm, entry=Start()), PlainStage(reader))
     assert all(turn.prelude is prelude and turn.reader is reader for turn in norm.turns)
 
 
@@ -326,20 +357,29 @@ class Modulating(nn.Module):
         return {name: [op] for name, op in self.ops.items()}
 
 
+class Watching:
+    """A stage that keeps what its taps hold in each turn's block, which changes nothing."""
+
+    def __init__(self, taps):
+        self.taps, self.held = taps, []
+
+    def scene(self, turn, going):
+        return Scene(self.block, PlainReader(D), PlainMemory(EVERY))
+
+    def block(self, x):
+        self.held.append({name: list(tap.ops) for name, tap in self.taps.items()})
+        return x
+
+
 def test_the_ops_of_norm_and_gate_join_the_modulators_in_their_turn(host, prelude):
-    seen, add = [], Add(torch.ones(D))
+    add = Add(torch.ones(D))
     norm, gate = Normed(lambda x: x), Scale(torch.full((D,), 2.0))
     made = parts(host, modulator=Modulating(state=add), norm=Within(sum=norm), gate=Within(state=gate))
     taps = {"state": Site("state"), "sum": Site("0.ffn-sum")}
-
-    def watched(x):
-        seen.append({name: list(tap.ops) for name, tap in taps.items()})
-        return x
-
-    tokens = Tokens(torch.arange(T).expand(B, -1), torch.ones(B, T, dtype=torch.bool))
-    loop(prelude, Depth.full(3), tokens, watched, taps, made, PlainReader(D))
+    stage = Watching(taps=taps)
+    looped(prelude, 3, made, stage)
     usual = {"state": [add], "sum": []}
-    assert seen == [usual, {"state": [add, gate], "sum": [norm]}, usual]
+    assert stage.held == [usual, {"state": [add, gate], "sum": [norm]}, usual]
     assert not any(tap.ops for tap in taps.values())
 
 
@@ -357,7 +397,7 @@ class Failing(nn.Module):
 
 def test_a_modulator_that_names_an_unknown_linear_is_refused(host, prelude):
     with pytest.raises(KeyError, match=r"names \['9\.q'\]"):
-        looped(prelude, 1, parts(host, modulator=Failing()), taps={STATE: Site(STATE)})
+        looped(prelude, 1, parts(host, modulator=Failing()), PlainStage(taps={STATE: Site(STATE)}))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -376,3 +416,82 @@ def test_turns_without_gradient_give_the_halting_unit_none(host, prelude):
     assert visit.taken.eq(4).all()
     visit.remainder.sum().backward()
     assert not any(p.grad.any() for p in halter.parameters())
+
+
+# What the loop tells its stage, and what it leaves to it
+
+
+def test_the_stage_is_told_at_each_turn_which_tokens_take_it(host, prelude):
+    stage = PlainStage()
+    looped(prelude, 4, parts(host, halter=HaltAt(WHEN)), stage)
+    assert torch.equal(torch.stack([going.running for going in stage.going]), RUNNING.bool())
+    assert all(going.few is None for going in stage.going)
+
+
+@pytest.mark.parametrize(("longest", "adaptive", "skipped"), [(2, True, [2, 3, 4]), (5, True, []), (2, False, [])])
+def test_turns_that_no_token_takes_are_skipped_one_by_one(longest, adaptive, skipped, host, prelude):
+    stage = PlainStage()
+    looped(prelude, 5, parts(host, halter=HaltAt(torch.full((B, T), longest), adaptive)), stage)
+    assert stage.skipped == skipped
+    assert len(stage.going) + len(skipped) == 5
+
+
+def test_padding_takes_no_turn_and_the_loop_does_not_wait_for_it(host, prelude):
+    mask, stage = EVERY.clone(), PlainStage()
+    mask[0, :2] = mask[1, 3:] = False
+    when = torch.where(mask, 2, 4)
+    visit = looped(prelude, 4, parts(host, halter=HaltAt(when)), stage, mask)
+    assert torch.equal(visit.taken, 2.0 * mask)
+    assert torch.equal(visit.read[~mask], prelude[~mask])
+    assert stage.skipped == [2, 3]
+
+
+class Given(nn.Module):
+    """A part that keeps how much of each turn it was given; a halter stops tokens as `when` says, by position."""
+
+    weighted, adaptive = False, True
+
+    def __init__(self, when):
+        super().__init__()
+        self.when, self.sizes = when, []
+
+    def forward(self, old, new, turn):
+        assert old.shape == new.shape == turn.prelude.shape
+        assert old.shape[:2] == turn.positions.shape == turn.mask.shape == turn.spent.shape
+        self.sizes.append(int(turn.mask.sum()))
+        return Halt(turn.index + 1 >= self.when[turn.positions])
+
+
+def test_gathered_or_not_a_loop_gives_the_same_and_gathered_computes_only_what_goes_on(host, prelude):
+    when = torch.tensor([4, 1, 2, 1, 4])
+    whole, few = PlainStage(), PlainStage()
+    plain = looped(prelude, 6, parts(host, halter=Given(when)), whole, keep_states=True)
+    halter = Given(when)
+    gathered = looped(prelude, 6, parts(host, halter=halter), few, keep_states=True, gather=True)
+    assert (whole.computed, few.computed) == ([10] * 4, [10, 6, 4, 4])
+    assert halter.sizes == few.computed
+    for name in ("read", "taken", "remainder"):
+        torch.testing.assert_close(getattr(gathered, name), getattr(plain, name))
+    torch.testing.assert_close(torch.stack(gathered.states), torch.stack(plain.states))
+    assert whole.skipped == few.skipped == [4, 5]
+
+
+@pytest.mark.parametrize("turns", [2, 5, 9])
+def test_adaptive_time_may_be_gathered(turns, host, prelude):
+    """Shares and remainders too, of tokens that stop at different turns."""
+    few = PlainStage()
+    with torch.no_grad():
+        plain = looped(prelude, turns, parts(host, halter=act()))
+        gathered = looped(prelude, turns, parts(host, halter=act()), few, gather=True)
+    assert (sum(few.computed) < B * T * turns) == (turns > 2)
+    for name in ("read", "taken", "remainder"):
+        torch.testing.assert_close(getattr(gathered, name), getattr(plain, name))
+    torch.testing.assert_close(torch.stack(gathered.shares), torch.stack(plain.shares))
+
+
+def test_where_all_turns_are_to_be_taken_nothing_is_gathered(host, prelude):
+    for when in ([1, 1, 1, 1, 1], [1, 3, 1, 1, 1]):
+        stage, halter = PlainStage(), Given(torch.tensor(when))
+        looped(prelude, Depth(4, 4, whole=True), parts(host, halter=halter), stage, gather=True)
+        assert stage.computed == [B * T] * 4
+        assert stage.skipped == []

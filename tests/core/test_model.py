@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from ouroboros_core.build import null_parts
 from ouroboros_core.contracts import BRANCHES, Depth
 from ouroboros_core.errors import UserError
-from ouroboros_core.model import RecursiveLM, StockLM
+from ouroboros_core.kept import StockLM, kept_once
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.ops import Add, Branches, LowRank, Normed, Scale
 from ouroboros_core.split import Segment, Split
 from ouroboros_core.testing import tiny_model
@@ -62,7 +63,7 @@ def windowed(family, **changes):
 
 def one_null_turn(built, host, ids):
     with built.model.with_parts([null_parts(host, facts) for facts in built.facts]), torch.no_grad():
-        return built.model(ids, depth=Depth.full(1)).logits()
+        return built.model.trace(ids, depth=Depth.full(1)).logits()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -101,13 +102,13 @@ def test_the_intact_model_is_not_touched(make, randomise, ids):
     before = copy.deepcopy(intact.state_dict())
     built = make(intact, adapter={"use": "unfreeze", "layers": 1})
     randomise(built.model)
-    built.model(ids).nll(ids).sum().backward()
+    built.model.trace(ids).nll(ids).sum().backward()
     assert all(torch.equal(before[name], value) for name, value in intact.state_dict().items())
 
 
 def test_the_stock_window_shows_the_librarys_logits(host, ids):
     intact = tiny_model()
-    seen = StockLM(intact, host.anatomy(intact.config))(ids).logits()
+    seen = StockLM(intact, host.anatomy(intact.config)).trace(ids).logits()
     torch.testing.assert_close(seen, intact(input_ids=ids).logits, atol=1e-6, rtol=0)
 
 
@@ -187,7 +188,7 @@ def test_the_default_turns_are_their_equations_with_every_matrix_written_out(tur
     randomise(model.loops)
     with torch.no_grad():
         expected = plain_logits(intact, model.loops[0], ids[:1], range(turns))
-        torch.testing.assert_close(model(ids[:1]).logits(), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.trace(ids[:1]).logits(), expected, atol=1e-5, rtol=1e-5)
         untouched = library_logits(intact, [*PRELUDE, BLOCK, *CODA], ids[:1])
     assert (expected - untouched).abs().max() > 0.1  # the parts do something
 
@@ -198,7 +199,7 @@ def test_the_gradient_is_that_of_a_loop_that_detaches_before_its_last_turns(make
     randomise(model.loops)
     theirs = copy.deepcopy(model.loops[0])
     weights = torch.randn(1, 12, 320, generator=torch.Generator().manual_seed(2))
-    (model(ids[:1], depth=Depth(turns=4, with_gradient=2)).logits() * weights).sum().backward()
+    (model.trace(ids[:1], depth=Depth(turns=4, with_gradient=2)).logits() * weights).sum().backward()
     (plain_logits(intact, theirs, ids[:1], range(4), detach_before=2) * weights).sum().backward()
     for (name, mine), other in zip(model.loops[0].named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, atol=1e-3, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
@@ -211,7 +212,7 @@ def test_recomputing_turns_gives_the_same_gradients(halter, with_gradient, make,
     for recompute in (False, True):
         model = make(loop={"turns": 4, "recompute": recompute}, halter={"use": halter}).model
         randomise(model.loops)
-        model(ids, depth=Depth(4, with_gradient)).nll(ids).mean().backward()
+        model.trace(ids, depth=Depth(4, with_gradient)).nll(ids).mean().backward()
         gradients.append([p.grad for p in model.loops.parameters()])
     assert any(gradient.any() for gradient in gradients[0])
     for plain, recomputed in zip(*gradients, strict=True):
@@ -224,7 +225,7 @@ def test_turns_beyond_those_trained_reuse_the_last_trained_row(make, randomise, 
     randomise(model.loops)
     with torch.no_grad():
         expected = plain_logits(intact, model.loops[0], ids[:1], [0, 1, 1, 1])
-        torch.testing.assert_close(model(ids[:1]).logits(), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.trace(ids[:1]).logits(), expected, atol=1e-5, rtol=1e-5)
 
 
 def padded(ids, side, by=3):
@@ -242,7 +243,7 @@ def test_padding_changes_no_real_token(modulator, halter, make, randomise, ids):
     randomise(model.loops)
     for side, real in (("left", slice(3, None)), ("right", slice(None, -3))):
         with torch.no_grad():
-            alone, together = model(ids), model(*padded(ids, side))
+            alone, together = model.trace(ids), model.trace(*padded(ids, side))
         torch.testing.assert_close(together.logits()[:, real], alone.logits(), atol=2e-5, rtol=1e-4)
         assert torch.equal(together.taken[:, real], alone.taken)
 
@@ -258,7 +259,7 @@ class Recorder(nn.Module):
 def test_parts_are_told_each_tokens_place_in_its_own_sequence_and_which_are_real(make, ids):
     model = make().model
     model.loops[0].norm = recorder = Recorder()
-    model(ids[:, :5], torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]]))
+    model.trace(ids[:, :5], torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]]))
     assert recorder.turn.positions.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]
     assert recorder.turn.mask.tolist() == [[False, False, True, True, True], [True, True, True, False, False]]
 
@@ -269,8 +270,9 @@ def test_rows_of_different_lengths_do_not_disturb_each_other(side, make, randomi
     randomise(model.loops)
     short, mask = padded(ids[1:, :9], side)
     with torch.no_grad():
-        batch = model(torch.cat([ids[:1], short]), torch.cat([torch.ones(1, 12, dtype=torch.long), mask])).logits()
-        long_alone, short_alone = model(ids[:1]).logits(), model(ids[1:, :9]).logits()
+        both = torch.cat([ids[:1], short]), torch.cat([torch.ones(1, 12, dtype=torch.long), mask])
+        batch = model.trace(*both).logits()
+        long_alone, short_alone = model.trace(ids[:1]).logits(), model.trace(ids[1:, :9]).logits()
     real = slice(3, None) if side == "left" else slice(None, -3)
     torch.testing.assert_close(batch[:1], long_alone, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(batch[1:, real], short_alone, atol=2e-5, rtol=1e-4)
@@ -281,14 +283,15 @@ def test_the_order_of_a_batch_does_not_matter(modulator, make, randomise, ids):
     model = make(modulator=MODULATORS[modulator], halter={"use": "act"}).model
     randomise(model.loops)
     with torch.no_grad():
-        torch.testing.assert_close(model(ids.flip(0)).logits().flip(0), model(ids).logits(), atol=2e-5, rtol=1e-4)
+        turned, straight = model.trace(ids.flip(0)).logits(), model.trace(ids).logits()
+    torch.testing.assert_close(turned.flip(0), straight, atol=2e-5, rtol=1e-4)
 
 
 def logits_with_another_end(model, ids, first):
     changed = ids.clone()
     changed[:, first:] = (ids[:, first:] + 11) % 320
     with torch.no_grad():
-        return model(ids).logits(), model(changed).logits()
+        return model.trace(ids).logits(), model.trace(changed).logits()
 
 
 @pytest.mark.parametrize(("halter", "gate"), [("fixed", "sigmoid"), ("act", "sigmoid"), ("act", "none")])
@@ -326,7 +329,7 @@ def test_equal_settings_give_equal_weights_and_another_seed_does_not(make):
 
 def test_a_bfloat16_base_is_computed_in_bfloat16_with_float32_parts(make, ids):
     model = make(tiny_model().to(torch.bfloat16)).model
-    assert model(ids).hidden.dtype == torch.bfloat16
+    assert model.trace(ids).hidden.dtype == torch.bfloat16
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
@@ -392,7 +395,7 @@ def test_ops_at_every_site_do_what_is_written_there(make, host, ids):
     parts = null_parts(host, built.facts[0])
     parts.modulator = Ops(ops)
     with built.model.with_parts([parts]):
-        found = built.model(ids, depth=Depth.full(2)).logits()
+        found = built.model.trace(ids, depth=Depth.full(2)).logits()
     state = run_layer(intact, intact.model.layers[0], intact.model.embed_tokens(ids))
     for _ in range(2):
         for place in (0, 1):
@@ -405,7 +408,7 @@ def test_ops_at_every_site_do_what_is_written_there(make, host, ids):
 def test_after_a_turn_no_site_and_no_linear_holds_ops(make, ids):
     model = make().model
     model.loops[0].modulator = Ops({name: [Scale(torch.ones(()))] for name in model.taps[0]})
-    model(ids)
+    model.trace(ids)
     assert not any(tap.ops for tap in model.taps[0].values())
 
 
@@ -417,28 +420,28 @@ def test_each_kept_turn_is_what_a_forward_of_so_many_turns_ends_with(tables, mak
     model = make(loop={"turns": 4}, **tables).model
     randomise(model.loops)
     with torch.no_grad():
-        trace = model(ids, keep_turns=True)
+        trace = model.trace(ids, keep_turns=True)
         assert torch.equal(trace.turns[-1], trace.hidden)
         for number, hidden in enumerate(trace.turns, start=1):
-            torch.testing.assert_close(hidden, model(ids, depth=Depth.full(number)).hidden, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(hidden, model.trace(ids, depth=Depth.full(number)).hidden, atol=1e-5, rtol=1e-5)
         losses = torch.stack(trace.nll_by_turn(ids))
-        plain = [model(ids, depth=Depth.full(number)).nll(ids) for number in (1, 2, 3, 4)]
+        plain = [model.trace(ids, depth=Depth.full(number)).nll(ids) for number in (1, 2, 3, 4)]
         torch.testing.assert_close(losses, torch.stack(plain), atol=1e-4, rtol=1e-5)
 
 
 def test_turns_are_kept_and_shares_told_where_they_are_asked_for(make, ids):
-    trace = make(halter={"use": "act"}, loop={"turns": 3}).model(ids)
+    trace = make(halter={"use": "act"}, loop={"turns": 3}).model.trace(ids)
     assert trace.turns == []
     torch.testing.assert_close(sum(trace.shares), torch.ones(2, 12))
-    trace = make(loop={"turns": 3}).model(ids, keep_turns=True)
+    trace = make(loop={"turns": 3}).model.trace(ids, keep_turns=True)
     assert (len(trace.turns), trace.shares) == (3, [])
 
 
 def test_the_gradient_of_a_kept_turn_is_that_of_a_loop_which_ended_there(make, randomise, ids):
     model = make(loop={"turns": 3}).model
     randomise(model.loops)
-    kept = model(ids, keep_turns=True).nll_by_turn(ids)[1].sum()
-    short = model(ids, depth=Depth.full(2)).nll(ids).sum()
+    kept = model.trace(ids, keep_turns=True).nll_by_turn(ids)[1].sum()
+    short = model.trace(ids, depth=Depth.full(2)).nll(ids).sum()
     weights = [model.loops[0].gate.open.weight, model.loops[0].norm.scale.weight]
     for mine, other in zip(*(torch.autograd.grad(loss, weights) for loss in (kept, short)), strict=True):
         torch.testing.assert_close(mine, other, atol=1e-3, rtol=1e-4)
@@ -466,10 +469,10 @@ def test_a_part_may_read_a_state_as_if_the_loop_ended_with_it(make, host, ids):
     parts, norm = null_parts(host, built.facts[0]), Reading()
     parts.norm = norm
     with built.model.with_parts([parts]):
-        built.model(ids)
+        built.model.trace(ids)
         told, between = list(norm.logits), list(norm.normed)
         for number, logits in enumerate(told, start=1):
-            expected = built.model(ids, depth=Depth.full(number)).logits()
+            expected = built.model.trace(ids, depth=Depth.full(number)).logits()
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     for state, normed in between:
         assert torch.equal(normed, built.model.base.model.norm(state))
@@ -482,7 +485,7 @@ def test_what_a_norm_does_to_the_read_out_is_done_once_before_the_coda(make, hos
     parts = null_parts(host, built.facts[0])
     parts.norm = Reading()
     with built.model.with_parts([parts]):
-        trace = built.model(ids, depth=Depth.full(2), keep_turns=True)
+        trace = built.model.trace(ids, depth=Depth.full(2), keep_turns=True)
     state = run_layer(intact, intact.model.layers[0], intact.model.embed_tokens(ids))
     for _ in range(2):
         state = run_layer(intact, intact.model.layers[BLOCK], state)
@@ -496,7 +499,7 @@ def test_parts_draw_from_the_seed_they_are_called_with_and_else_always_from_the_
     model.loops[0].norm = recorder = Recorder()
     seeds = []
     for given in ({"seed": 3}, {"seed": 0}, {}, {}):
-        model(ids, **given)
+        model.trace(ids, **given)
         seeds.append(recorder.turn.seed)
     assert seeds == [3, 0, 7, 7]
 
@@ -516,7 +519,7 @@ def twice(make, host):
 
 @torch.no_grad()
 def test_two_loops_are_the_library_with_their_layers_again_and_again(twice, ids):
-    trace, order = twice(ids, keep_turns=True), [0, 1, 0, 1, 2, 3, 3, 4, 5]
+    trace, order = twice.trace(ids, keep_turns=True), [0, 1, 0, 1, 2, 3, 3, 4, 5]
     torch.testing.assert_close(trace.logits(), library_logits(tiny_model(), order, ids), atol=1e-6, rtol=0)
     assert trace.taken.eq(4).all()
     once_there = library_logits(tiny_model(), [0, 1, 0, 1, 2, 3, 4, 5], ids)
@@ -528,18 +531,18 @@ def test_each_loop_has_parts_of_its_own(twice, ids):
     first, second = Recorder(), Recorder()
     twice.loops[0].norm, twice.loops[1].norm = first, second
     twice.loops[1].modulator = Ops({"0.ffn-out": [Scale(torch.zeros(()))], "0.attention-out": [Scale(torch.zeros(()))]})
-    logits = twice(ids).logits()
+    logits = twice.trace(ids).logits()
     torch.testing.assert_close(logits, library_logits(tiny_model(), [0, 1, 0, 1, 2, 4, 5], ids), atol=1e-6, rtol=0)
     assert not torch.equal(first.turn.prelude, second.turn.prelude)
 
 
 def test_only_the_last_of_several_loops_can_be_read_as_if_it_had_ended(twice, ids):
     twice.loops[1].norm = norm = Reading()
-    twice(ids)
+    twice.trace(ids)
     assert len(norm.logits) == 2
     twice.loops[0].norm = Reading()
     with pytest.raises(UserError, match="reads the logits of a loop that another loop follows"):
-        twice(ids)
+        twice.trace(ids)
 
 
 # Every weight may learn
@@ -551,7 +554,7 @@ def test_a_bfloat16_base_that_learns_is_computed_in_bfloat16_from_float32_master
     frozen, learning = make(intact).model, make(intact, adapter={"use": "full"}).model
     assert {p.dtype for p in learning.parameters()} == {torch.float32}
     assert learning.dtype == torch.bfloat16
-    trace, told = learning(ids, keep_turns=True), frozen(ids).logits().float()
+    trace, told = learning.trace(ids, keep_turns=True), frozen.trace(ids).logits().float()
     assert {t.dtype for t in (trace.hidden, trace.head, *trace.turns, trace.logits())} == {torch.bfloat16}
     difference = (trace.logits().float() - told).abs().max()
     assert difference < 0.03 * told.abs().max()  # a few roundings of bfloat16
@@ -564,7 +567,7 @@ def test_a_bfloat16_base_that_learns_is_computed_in_bfloat16_from_float32_master
 def test_a_base_that_learns_can_be_read_within_the_loop(make, host, ids):
     built = make(tiny_model().to(torch.bfloat16), adapter={"use": "full"})
     built.model.loops[0].norm = norm = Reading()
-    built.model(ids)
+    built.model.trace(ids)
     assert {logits.dtype for logits in norm.logits} == {torch.bfloat16}
 
 
@@ -581,3 +584,133 @@ def test_what_an_adapter_before_it_made_learn_keeps_that_ones_rate(make):
     built = make(adapter={"use": use, "unfreeze": {"layers": 1}, "full": {"rate": 1e-4}})
     learns = {name for name, _ in built.model.named_parameters() if name.startswith("base.")}
     assert learns - built.rates.keys() == {name for name in learns if name.startswith("base.model.layers.5.")}
+
+
+# As the library calls it
+
+
+@torch.no_grad()
+def test_called_as_the_library_calls_models_it_answers_with_the_logits_of_its_trace(make, randomise, ids):
+    model = randomise(make(halter={"use": "act"}).model)
+    said, trace = model(ids), model.trace(ids)
+    assert torch.equal(said.logits, trace.logits())
+    assert torch.equal(said.turns, trace.taken)
+    assert said.loss is None
+    assert said.past_key_values is None
+    two = model(input_ids=ids, turns=2)
+    assert torch.equal(two.logits, model.trace(ids, depth=Depth.full(2)).logits())
+    assert two.turns.max() == 2
+
+
+@pytest.mark.parametrize("unscored", [[], [(0, 1), (0, 2), (1, 11)]])
+def test_with_labels_the_loss_is_the_cross_entropy_of_each_token_from_those_before_it(unscored, make, ids):
+    model, labels = make().model, ids.clone()
+    for spot in unscored:
+        labels[spot] = -100
+    said = model(ids, labels=labels)
+    losses = []
+    for b in range(2):
+        for t in range(1, 12):
+            if labels[b, t] != -100:
+                losses.append(-said.logits[b, t - 1].log_softmax(-1)[labels[b, t]])
+    torch.testing.assert_close(said.loss, torch.stack(losses).mean())
+    given = model(ids, labels=labels, num_items_in_batch=7).loss  # as a trainer that accumulates gives it
+    torch.testing.assert_close(given, torch.stack(losses).sum() / 7)
+    gradients = torch.autograd.grad(said.loss, list(model.loops.parameters()), allow_unused=True)
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    ("kept", "places"), [(0, range(12)), (1, [11]), (3, [9, 10, 11]), (torch.tensor([2, 5]), [2, 5])]
+)
+@torch.no_grad()
+def test_only_the_logits_that_are_to_be_kept_are_made(kept, places, make, ids):
+    model = make().model
+    said = model(ids, logits_to_keep=kept)
+    torch.testing.assert_close(said.logits, model(ids).logits[:, list(places)], atol=1e-6, rtol=1e-5)
+    assert said.turns.shape == ids.shape
+
+
+@torch.no_grad()
+def test_embeddings_may_stand_in_for_tokens(make, randomise, ids):
+    model = make().model
+    randomise(model.loops)
+    embeds = model.get_input_embeddings()(ids)
+    assert torch.equal(model(inputs_embeds=embeds).logits, model(ids).logits)
+    assert not torch.equal(model(inputs_embeds=embeds * 2).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_places_counted_by_the_caller_are_those_that_it_counts_itself(side, make, randomise, ids):
+    model = make(modulator={"use": "step-embedding", "positions": True}).model
+    told, mask = padded(ids, side)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    counted = model(told, attention_mask=mask, position_ids=places).logits
+    assert torch.equal(counted, model(told, attention_mask=mask).logits)
+    assert not torch.equal(counted, model(told, attention_mask=mask, position_ids=places.flip(1)).logits)
+
+
+@pytest.mark.parametrize("halter", ["fixed", "act", "exit-gate"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_takes_no_turns(side, halter, make, randomise, ids):
+    model = make(halter={"use": halter}).model.eval()
+    randomise(model.loops)
+    told, mask = padded(ids, side)
+    trace = model.trace(told, mask)
+    assert trace.taken[mask.bool()].ge(1).all()
+    assert not trace.taken[~mask.bool()].any()
+    assert not trace.remainder[~mask.bool()].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("adapter", ["none", "full"])
+def test_its_dtype_is_that_of_the_base_whatever_learns_in_float32(dtype, adapter, make, ids):
+    model = make(tiny_model().to(dtype), adapter={"use": adapter}).model
+    assert model.dtype == dtype
+    assert model(ids).logits.dtype == dtype
+
+
+@torch.no_grad()
+def test_another_number_of_turns_with_a_cache_is_refused_in_one_line_unless_it_is_laid_out_so(make, ids):
+    model = make(loop={"turns": 4}).model
+    for told in ({"use_cache": True}, {"past_key_values": DynamicCache(config=model.config)}):
+        with pytest.raises(UserError, match=r"2 turns, and the cache was made for 4: use laid_out") as caught:
+            model(ids, turns=2, **told)
+        assert "\n" not in str(caught.value)
+    with model.laid_out(2):
+        found = model(ids, use_cache=True)
+    assert torch.equal(found.logits, model(ids, turns=2).logits)
+    with pytest.raises(UserError, match="a cache of 4 slots, where these turns take 6"):
+        model(ids, past_key_values=found.past_key_values)
+
+
+@torch.no_grad()
+def test_after_another_layout_the_model_is_as_it_was_even_after_an_error(make, ids):
+    model = make(loop={"turns": 4}).model
+    before = model.config.to_dict()
+    with model.laid_out(9, 2):
+        assert (model.turns, model.config.num_hidden_layers) == (9, 4)
+    with pytest.raises(ZeroDivisionError), model.laid_out(9, 2):
+        raise ZeroDivisionError
+    assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("cache", [None, DynamicCache], ids=["its own", "one that grows"])
+@torch.no_grad()
+def test_tokens_after_those_in_a_cache_are_read_as_if_all_were_read_at_once(cache, make, randomise, ids):
+    model = make(halter={"use": "act"}).model
+    randomise(model.loops)
+    first = model(ids[:, :7], use_cache=True, past_key_values=cache and cache())
+    rest = model(ids[:, 7:], past_key_values=first.past_key_values)
+    both, whole = torch.cat([first.logits, rest.logits], 1), model(ids)
+    torch.testing.assert_close(both, whole.logits, atol=2e-5, rtol=1e-4)
+    assert torch.equal(torch.cat([first.turns, rest.turns], 1), whole.turns)
+
+
+def test_the_kept_layers_alone_decode_with_the_librarys_cache(make, host, ids):
+    intact, split = tiny_model(), make().model.split
+    alone = kept_once(intact, host.anatomy(intact.config), split)
+    asked = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert torch.equal(alone.generate(ids, **asked), alone.generate(ids, use_cache=False, **asked))
+    assert [layer.self_attn.layer_idx for layer in intact.model.layers] == list(range(6))  # the intact model's stay

@@ -19,8 +19,8 @@ def test_by_default_nothing_of_the_base_learns(make):
 
 def test_lora_is_nothing_at_the_start_and_can_learn(make, ids):
     plain, adapted = make().model, make(adapter={"use": "coda-lora", "rank": 2}).model
-    assert torch.equal(adapted(ids).logits(), plain(ids).logits())
-    adapted(ids).nll(ids).mean().backward()
+    assert torch.equal(adapted.trace(ids).logits(), plain.trace(ids).logits())
+    adapted.trace(ids).nll(ids).mean().backward()
     assert any(p.grad.any() for name, p in adapted.base.named_parameters() if "lora_B" in name)
 
 
@@ -50,8 +50,8 @@ def test_dropout_acts_in_training_only(make, ids):
     for name, parameter in model.base.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    assert torch.equal(model.eval()(ids).logits(), model(ids).logits())
-    assert not torch.equal(model.train()(ids).logits(), model(ids).logits())
+    assert torch.equal(model.eval().trace(ids).logits(), model.trace(ids).logits())
+    assert not torch.equal(model.train().trace(ids).logits(), model.trace(ids).logits())
 
 
 def test_unfrozen_layers_are_the_last_of_the_coda_in_float32(make, ids):
@@ -60,13 +60,13 @@ def test_unfrozen_layers_are_the_last_of_the_coda_in_float32(make, ids):
     assert learning(model) == {name for name, _ in model.base.named_parameters() if ".layers.8." in name}
     assert {p.dtype for p in model.layer(8).parameters()} == {torch.float32}
     assert {p.dtype for p in model.layer(7).parameters()} == {torch.bfloat16}
-    model(ids).nll(ids).mean().backward()
+    model.trace(ids).nll(ids).mean().backward()
     assert all(p.grad.any() for p in model.layer(8).parameters())
 
 
 def test_unfreezing_changes_no_logit(make, ids):
     plain, unfrozen = make().model, make(adapter={"use": "unfreeze", "layers": 1}).model
-    assert torch.equal(unfrozen(ids).logits(), plain(ids).logits())
+    assert torch.equal(unfrozen.trace(ids).logits(), plain.trace(ids).logits())
 
 
 def test_more_layers_than_the_coda_has_are_refused(make):
@@ -85,13 +85,13 @@ def test_with_full_every_weight_of_the_base_learns_in_float32(make, ids):
     model = make(tiny_model().bfloat16(), adapter={"use": "full"}).model
     assert learning(model) == {name for name, _ in model.base.named_parameters()}
     assert {p.dtype for p in model.base.parameters()} == {torch.float32}
-    model(ids).nll(ids).mean().backward()
+    model.trace(ids).nll(ids).mean().backward()
     assert all(p.grad.any() for p in model.base.parameters())
 
 
 def test_making_every_weight_learn_changes_no_logit(make, ids):
     plain, full = make().model, make(adapter={"use": "full"}).model
-    assert torch.equal(full(ids).logits(), plain(ids).logits())
+    assert torch.equal(full.trace(ids).logits(), plain.trace(ids).logits())
 
 
 def test_a_rate_of_its_own_goes_to_the_weights_of_the_base_alone(make):
@@ -121,7 +121,7 @@ def test_lora_leaves_what_an_adapter_before_it_made_learn(first, make, ids):
     after = {name.replace(".base_layer", "") for name in learning(model)}
     assert before < after
     assert {name for name in after - before if "lora_" not in name} == set()
-    model(ids).nll(ids).mean().backward()
+    model.trace(ids).nll(ids).mean().backward()
     assert all(p.grad.any() for name, p in model.base.named_parameters() if "base_layer" in name)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ouroboros_core.contracts import Depth, Slot
-from ouroboros_core.model import StockLM, kept_once
+from ouroboros_core.kept import StockLM, kept_once
 from ouroboros_core.testing import a_turn, loop_facts, tiny_model
 from ouroboros_plugins.entries.noise_concat import NoiseConcat
 
@@ -60,7 +60,8 @@ def test_carrying_leaves_both_alone(entry, states):
 
 def test_one_turn_from_zeros_is_one_turn_of_carrying(make, ids):
     once = Depth.full(1)
-    from_zeros, carried = (make(entry={"use": name}, **PLAIN).model(ids, depth=once) for name in ("zeros", "carry"))
+    both = (make(entry={"use": name}, **PLAIN).model for name in ("zeros", "carry"))
+    from_zeros, carried = (model.trace(ids, depth=once) for model in both)
     assert torch.equal(from_zeros.logits(), carried.logits())
 
 
@@ -93,8 +94,8 @@ def test_a_model_that_starts_so_is_its_kept_layers_at_any_depth(turns, make, ids
     intact = tiny_model()
     model = make(intact, entry={"use": "noise-concat", "adapter": "prelude"}, **PLAIN).model
     stock = StockLM(kept_once(intact, model.anatomy, model.split), model.anatomy)
-    found = model(ids, depth=Depth.full(turns)).logits()
-    torch.testing.assert_close(found, stock(ids).logits(), atol=1e-5, rtol=1e-5)
+    found = model.trace(ids, depth=Depth.full(turns)).logits()
+    torch.testing.assert_close(found, stock.trace(ids).logits(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("std", "expected"), [(None, 0.4**0.5), (2.0, 2.0), (0.0, 0.0)])
@@ -150,24 +151,24 @@ def test_noise_has_the_dtype_of_the_prelude():
 
 def test_a_models_answer_depends_on_the_seed_through_the_noise(make, ids):
     model = make(entry={"use": "noise-concat"}, **PLAIN).model
-    first, again, other = (model(ids, seed=seed).logits() for seed in (1, 1, 2))
+    first, again, other = (model.trace(ids, seed=seed).logits() for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
 
 
 def test_tokens_do_not_see_later_ones_nor_padding_through_the_noise(make, ids):
     model = make(entry={"use": "noise-concat"}, **PLAIN).model
-    whole = model(ids).logits()
-    torch.testing.assert_close(model(ids[:, :7]).logits(), whole[:, :7], atol=1e-4, rtol=1e-4)
+    whole = model.trace(ids).logits()
+    torch.testing.assert_close(model.trace(ids[:, :7]).logits(), whole[:, :7], atol=1e-4, rtol=1e-4)
     padded, mask = torch.cat([ids[:, :3] * 0, ids], 1), torch.ones(2, 15, dtype=torch.long)
     mask[:, :3] = 0
-    torch.testing.assert_close(model(padded, mask).logits()[:, 3:], whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.trace(padded, mask).logits()[:, 3:], whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("adapter", ["random", "prelude"])
 def test_a_bfloat16_model_learns_to_mix(adapter, make, ids):
     model = make(tiny_model().bfloat16(), entry={"use": "noise-concat", "adapter": adapter}, **PLAIN).model
-    model(ids, depth=Depth.full(2)).nll(ids).sum().backward()
+    model.trace(ids, depth=Depth.full(2)).nll(ids).sum().backward()
     (weight,) = model.loops[0].entry.parameters()
     assert weight.dtype == torch.float32
     assert weight.grad.ne(0).any(-1).all()

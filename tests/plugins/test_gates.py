@@ -167,7 +167,7 @@ def around_the_loop(model, ids, turns):
         model.layer(0).register_forward_hook(lambda layer, args, out: seen.update(entered=out)),
         model.layer(5).register_forward_pre_hook(lambda layer, args: seen.update(left=args[0])),
     ]
-    model(ids, depth=Depth.full(turns))
+    model.trace(ids, depth=Depth.full(turns))
     for hook in hooks:
         hook.remove()
     return seen["entered"], seen["left"]
@@ -193,7 +193,7 @@ def test_a_model_with_layer_scale_is_the_plain_loop_with_scaled_branches(make, r
 
 
 def test_at_a_scale_of_one_layer_scale_changes_nothing(make, ids):
-    scaled, plain = (built(make, use="sigmoid", layer_scale=start)(ids).logits() for start in (1.0, None))
+    scaled, plain = (built(make, use="sigmoid", layer_scale=start).trace(ids).logits() for start in (1.0, None))
     assert torch.equal(scaled, plain)
 
 
@@ -207,7 +207,7 @@ def test_a_tiny_layer_scale_all_but_silences_the_block_at_first(make, ids):
 def test_every_parameter_of_a_fresh_scaled_gate_learns(name, dtype, start, make, ids):
     gate = {"use": name, "layer_scale": start}
     model = make(tiny_model().to(dtype), modulator={"use": "none"}, norm={"use": "none"}, gate=gate).model
-    model(ids, depth=Depth.full(2)).nll(ids).sum().backward()
+    model.trace(ids, depth=Depth.full(2)).nll(ids).sum().backward()
     for parameter in model.loops[0].gate.parameters():
         assert parameter.dtype == torch.float32
         assert parameter.grad.isfinite().all()
@@ -219,5 +219,5 @@ def test_the_factors_learn_even_where_bfloat16_rounds_away_what_they_scale(make,
     model = make(tiny_model().bfloat16(), **tables).model
     entered, left = around_the_loop(model, ids, turns=1)
     torch.testing.assert_close(left, entered, atol=0, rtol=2**-7)
-    model(ids, depth=Depth.full(1)).nll(ids).sum().backward()
+    model.trace(ids, depth=Depth.full(1)).nll(ids).sum().backward()
     assert all(scale.grad.all() for scale in model.loops[0].gate.scales)

@@ -144,7 +144,7 @@ def test_an_epsilon_outside_zero_and_one_is_refused(epsilon):
 
 @pytest.mark.parametrize("threshold", [5e-4, 0.05])
 def test_a_token_stops_when_its_next_words_diverge_by_less_than_the_threshold(threshold, state):
-    turn, new = a_turn(index=1), state + nudge(0.5)
+    turn, new = a_turn(index=1, old=state), state + nudge(0.5)
     stop = KLHalter(threshold).eval()(state, new, turn).stop
     for b in range(B):
         for t in range(T):
@@ -156,15 +156,47 @@ def test_a_token_stops_when_its_next_words_diverge_by_less_than_the_threshold(th
 
 def test_the_divergence_is_that_of_the_old_distribution_from_the_new():
     """Of (0.9, 0.1) from (0.5, 0.5) it is 0.368 nats, the other way round 0.511."""
-    reader = PlainReader(D, words=2)
-    reader.head = torch.zeros(2, D)
-    reader.head[0, 0] = 1.0
     even, sure = torch.zeros(B, T, D), torch.zeros(B, T, D)
     sure[..., 0] = math.log(0.9 / 0.1)
-    turn = replace(a_turn(index=1), reader=reader)
-    halter = KLHalter(0.44).eval()
-    assert halter(sure, even, turn).stop.all()
-    assert not halter(even, sure, turn).stop.any()
+
+    def stops(old, new):
+        reader = PlainReader(D, words=2, old=old)
+        reader.head = torch.zeros(2, D)
+        reader.head[0, 0] = 1.0
+        return KLHalter(0.44).eval()(old, new, replace(a_turn(index=1), reader=reader)).stop
+
+    assert stops(sure, even).all()
+    assert not stops(even, sure).any()
+
+
+class Asked(PlainReader):
+    """A reader that counts how often it is asked for logits."""
+
+    def __init__(self, old):
+        super().__init__(D, old=old)
+        self.times = 0
+
+    @property
+    def before(self):
+        return self.old @ self.head.T
+
+    def logits(self, state):
+        self.times += 1
+        return super().logits(state)
+
+
+def test_the_distribution_after_each_turn_is_made_once_and_none_after_the_last(state):
+    for turn, times in ((a_turn(index=1), 1), (a_turn(index=1, last=True), 0)):
+        reader = Asked(state)
+        KLHalter().eval()(state, state + nudge(0.5), replace(turn, reader=reader))
+        assert reader.times == times
+
+
+def test_a_token_is_compared_with_what_was_said_at_the_turn_before_not_with_its_old_state_read_again(state):
+    """What was said depends on other tokens too, which have moved on since."""
+    new, halter = -state, KLHalter().eval()
+    assert halter(state, new, a_turn(index=1, old=new)).stop.all()
+    assert not halter(new, new, a_turn(index=1, old=state)).stop.any()
 
 
 @pytest.mark.parametrize("threshold", [0.03, 0.3])
@@ -188,7 +220,7 @@ def test_a_move_is_measured_by_the_new_state(state):
 @pytest.mark.parametrize("halter", TRAINING_FREE)
 def test_a_state_that_no_longer_moves_stops_but_not_after_the_first_turn(halter, state):
     halter = halter().eval()
-    assert halter(state, state, a_turn(index=1)).stop.all()
+    assert halter(state, state, a_turn(index=1, old=state)).stop.all()
     assert not halter(state, state, a_turn(index=0)).stop.any()
 
 
@@ -208,16 +240,19 @@ def test_a_bfloat16_state_is_compared_in_float32(halter, state):
         def logits(self, state):
             return state
 
-    turn = replace(a_turn(index=1), reader=Exact(D))
     halter = halter(threshold=2e-3).eval()
-    assert torch.equal(halter(old, new, turn).stop, halter(old.float(), new.float(), turn).stop)
-    assert 0 < halter(old, new, turn).stop.sum() < B * T
+    rounded, exact = (
+        halter(before, after, replace(a_turn(index=1), reader=Exact(D, old=before))).stop
+        for before, after in ((old, new), (old.float(), new.float()))
+    )
+    assert torch.equal(rounded, exact)
+    assert 0 < rounded.sum() < B * T
 
 
 @pytest.mark.parametrize("halter", TRAINING_FREE)
 def test_a_comparison_carries_no_gradient(halter, state):
     new = (state + nudge(0.5)).requires_grad_()
-    assert not halter().eval()(state, new, a_turn(index=1)).stop.requires_grad
+    assert not halter().eval()(state, new, a_turn(index=1, old=state)).stop.requires_grad
 
 
 @pytest.mark.parametrize("halter", [*TRAINING_FREE, *(lambda kind=kind: kind(D) for kind in LEARNED)])
@@ -339,7 +374,7 @@ def test_parts_say_whether_they_give_shares(slot, gives, host):
 @pytest.mark.parametrize("name", ["kl", "latent-diff", "exit-gate", "ponder"])
 def test_a_model_in_training_takes_all_its_turns_whatever_the_halter(name, make, ids):
     model = make(halter={"use": name}, schedule={"use": "fixed", "turns": 3}).model.train()
-    trace = model(ids, depth=Depth.full(3), keep_turns=True)
+    trace = model.trace(ids, depth=Depth.full(3), keep_turns=True)
     assert trace.taken.eq(3).all()
     assert len(trace.turns) == 3
     if trace.shares:
@@ -351,20 +386,20 @@ def test_a_model_at_evaluation_exits_after_the_second_turn_when_everything_count
     name, threshold, make, ids
 ):
     model = make(halter={"use": name, "threshold": threshold}).model.eval()
-    assert model(ids).taken.eq(2).all()
+    assert model.trace(ids).taken.eq(2).all()
 
 
 def test_a_threshold_that_nothing_undercuts_changes_nothing(make, ids):
     plain = make().model.eval()
     for name in ("kl", "latent-diff"):
         model = make(halter={"use": name, "threshold": 1e-30}).model.eval()
-        assert torch.equal(model(ids).logits(), plain(ids).logits())
+        assert torch.equal(model.trace(ids).logits(), plain.trace(ids).logits())
 
 
 @pytest.mark.parametrize(("quantile", "turns"), [(0.5, 1), (0.6, 2), (0.8, 3), (1.0, 4)])
 def test_a_fresh_exit_gate_exits_at_the_turn_that_its_quantile_names(quantile, turns, make, ids):
     model = make(halter={"use": "exit-gate", "quantile": quantile}).model.eval()
-    assert model(ids).taken.eq(turns).all()
+    assert model.trace(ids).taken.eq(turns).all()
 
 
 @pytest.mark.parametrize("name", ["kl", "exit-gate", "ponder"])
@@ -374,7 +409,7 @@ def test_no_exit_depends_on_later_tokens(name, make, ids, randomise):
     randomise(model.loops)
     changed = ids.clone()
     changed[:, 7:] = (ids[:, 7:] + 1) % 320
-    before, after = model(ids), model(changed)
+    before, after = model.trace(ids), model.trace(changed)
     assert len(before.taken.unique()) > 1
     assert torch.equal(before.taken[:, :7], after.taken[:, :7])
     torch.testing.assert_close(before.logits()[:, :7], after.logits()[:, :7], atol=1e-4, rtol=1e-4)

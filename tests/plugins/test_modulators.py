@@ -10,18 +10,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
+from transformers import DynamicCache
 
 from ouroboros_core.bases import svd_residuals
 from ouroboros_core.build import null_parts
 from ouroboros_core.contracts import Depth, Slot, TapFacts
 from ouroboros_core.errors import UserError
+from ouroboros_core.few import Going
 from ouroboros_core.gradients import WATCHED_STEPS, GradientWatch
-from ouroboros_core.model import RecursiveLM, started
+from ouroboros_core.kept import started
+from ouroboros_core.memory import Sums, SumsOfTurn
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.refusals import refuse_nonsense
 from ouroboros_core.resolve import resolve
 from ouroboros_core.split import Segment, Split
 from ouroboros_core.tables import TurnTable
-from ouroboros_core.testing import a_turn, loop_facts, tiny_model
+from ouroboros_core.testing import PlainMemory, a_turn, loop_facts, tiny_model
 from ouroboros_plugins.modulators.controller import ControllerOptions
 from ouroboros_plugins.modulators.pooling import pooling
 
@@ -38,7 +42,7 @@ def left_padded():
     mask = torch.ones(B, T, dtype=torch.bool)
     mask[1, :2] = mask[2, :5] = False
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    return replace(a_turn(B, T), positions=positions, mask=mask)
+    return replace(a_turn(B, T), positions=positions, mask=mask, memory=PlainMemory(mask))
 
 
 def plain_pool(state, mask, seen_by):
@@ -79,6 +83,32 @@ def test_a_pool_that_says_so_is_causal_and_the_papers_is_not(name, prompt, causa
     pool = pooling(name, prompt)
     assert torch.equal(pool(state, turn)[:2, :4], pool(changed, turn)[:2, :4]) is causal
     assert ControllerOptions(pool=name, prompt=prompt).causal is causal
+
+
+@pytest.mark.parametrize(("name", "prompt"), [("prefix-mean", None), ("prompt", 2), ("prompt", 4)])
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_causal_pool_of_a_row_read_in_two_pieces_is_that_of_the_row_read_at_once(name, prompt, cut, state):
+    turn, cache, pool = left_padded(), DynamicCache(), pooling(name, prompt)
+    pieces = []
+    for piece in (slice(0, cut), slice(cut, T)):
+        mask = turn.mask[:, piece]
+        memory = SumsOfTurn(Sums(cache, 0, mask), 0, Going(mask))
+        told = replace(turn, positions=turn.positions[:, piece], mask=mask, memory=memory)
+        pieces.append(pool(state[:, piece], told))
+    torch.testing.assert_close(torch.cat(pieces, 1), pool(state, turn))
+
+
+@pytest.mark.parametrize(("name", "prompt"), [("prefix-mean", None), ("prompt", 4)])
+def test_a_causal_pool_counts_tokens_that_have_stopped_as_they_were_left(name, prompt, state):
+    going = torch.ones(B, T, dtype=torch.bool)
+    going[:, 0] = going[0, 2] = False
+    sums, later = Sums(None, 0, torch.ones(B, T, dtype=torch.bool)), state.flip(0)
+    pool = pooling(name, prompt)
+    pool(state, replace(a_turn(B, T), memory=SumsOfTurn(sums, 0, Going(torch.ones_like(going)))))
+    found = pool(later, replace(a_turn(B, T), memory=SumsOfTurn(sums, 1, Going(going))))
+    as_left = torch.where(going[..., None], later, state)
+    expected = pool(as_left, a_turn(B, T))
+    torch.testing.assert_close(found[going], expected[going])
 
 
 def test_a_long_prefix_in_bfloat16_is_summed_in_float32():
@@ -169,8 +199,8 @@ FRESH = [
 @pytest.mark.parametrize("table", FRESH)
 def test_a_fresh_modulator_leaves_the_logits_of_a_model_alone(table, make, ids):
     without, fresh = make(modulator={"use": "none"}).model, make(modulator=table).model
-    assert torch.equal(fresh(ids).logits(), without(ids).logits())
-    fresh(ids).nll(ids).mean().backward()
+    assert torch.equal(fresh.trace(ids).logits(), without.trace(ids).logits())
+    fresh.trace(ids).nll(ids).mean().backward()
     assert any(p.grad.any() for p in fresh.loops[0].modulator.parameters() if p.grad is not None)
 
 
@@ -270,10 +300,10 @@ def test_with_enough_directions_every_turn_is_the_layer_it_stands_for(averaged, 
     split = Split(6, segments, (1, 3), averaged)
     expected = intact(ids).logits
     exact = standing_for(host, intact, split, rank=8)
-    torch.testing.assert_close(exact(ids).logits(), expected, atol=1e-4, rtol=1e-4)
-    exact(ids).nll(ids).mean().backward()
+    torch.testing.assert_close(exact.trace(ids).logits(), expected, atol=1e-4, rtol=1e-4)
+    exact.trace(ids).nll(ids).mean().backward()
     assert all(p.grad.flatten(1).any(1).all() for p in exact.loops[0].modulator.up.parameters())
-    fewer = standing_for(host, intact, split, rank=2)(ids).logits()
+    fewer = standing_for(host, intact, split, rank=2).trace(ids).logits()
     assert (fewer - expected).abs().max() > 0.1
 
 
@@ -283,7 +313,7 @@ def test_every_layer_of_a_longer_block_has_a_lora_of_its_own(host, ids):
     layers[4].load_state_dict(layers[2].state_dict())
     segments = Segment((0,)), Segment((2, 3), looped=True, stands_for=((1, 3), (2, 1), (3, 4))), Segment((5,))
     expected = library(intact, [layers[i] for i in (0, 1, 3, 2, 1, 3, 4, 5)], ids)
-    found = standing_for(host, intact, Split(6, segments, (1, 4)), rank=8)(ids).logits()
+    found = standing_for(host, intact, Split(6, segments, (1, 4)), rank=8).trace(ids).logits()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -343,7 +373,7 @@ def on_input(layer, change):
 def test_a_low_rank_modulator_is_a_change_of_each_turns_weights(table, alone, ids):
     model, modulator = alone(table)
     expected = two_turns(lambda layer, turn: low_rank(layer, modulator, turn), ids)
-    torch.testing.assert_close(model(ids).logits(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.trace(ids).logits(), expected, atol=1e-4, rtol=1e-4)
     assert (expected - two_turns(lambda layer, turn: None, ids)).abs().max() > 0.1
 
 
@@ -357,7 +387,7 @@ def test_a_step_scale_multiplies_what_the_block_is_given_or_makes(on, alone, ids
             return on_input(layer, lambda x: x * rows[turn])
         return layer.register_forward_hook(lambda layer, args, y: y * rows[turn])
 
-    torch.testing.assert_close(model(ids).logits(), two_turns(change, ids), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.trace(ids).logits(), two_turns(change, ids), atol=1e-4, rtol=1e-4)
 
 
 def test_chained_modulators_act_together(alone, ids):
@@ -371,7 +401,7 @@ def test_chained_modulators_act_together(alone, ids):
         low_rank(layer, signal, turn)
         on_input(layer, lambda x: (x + wave(turn, 32) + places) * scale.scale.weight[turn])  # additions come first
 
-    torch.testing.assert_close(model(ids).logits(), two_turns(change, ids), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.trace(ids).logits(), two_turns(change, ids), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -382,7 +412,7 @@ def test_every_row_that_a_turn_reads_has_a_gradient_within_three_steps(table, dt
     optimizer = torch.optim.SGD(fresh.parameters(), lr=0.1)
     for _ in range(WATCHED_STEPS):
         optimizer.zero_grad()
-        model(ids, depth=Depth.full(2)).nll(ids).mean().backward()
+        model.trace(ids, depth=Depth.full(2)).nll(ids).mean().backward()
         watch.look()
         optimizer.step()
     assert watch.verdict().passed

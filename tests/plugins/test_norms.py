@@ -72,7 +72,7 @@ def around_the_loop(model, ids, turns):
         model.layer(0).register_forward_hook(lambda layer, args, out: seen.update(entered=out)),
         model.layer(5).register_forward_pre_hook(lambda layer, args: seen.update(left=args[0])),
     ]
-    model(ids, depth=Depth.full(turns))
+    model.trace(ids, depth=Depth.full(turns))
     for hook in hooks:
         hook.remove()
     return seen["entered"], seen["left"]
@@ -98,7 +98,7 @@ def rms(scale, eps=1e-6):
 
 def trained(model, ids, turns=2):
     """The norm's parameters after a backward pass."""
-    model(ids, depth=Depth.full(turns)).nll(ids).sum().backward()
+    model.trace(ids, depth=Depth.full(turns)).nll(ids).sum().backward()
     return dict(model.loops[0].norm.named_parameters())
 
 
@@ -118,7 +118,7 @@ def test_factors_of_the_norms_inside_are_by_layer_and_branch():
 
 
 def test_a_fresh_per_level_norm_is_the_layers_own(make, ids, state):
-    assert torch.equal(built(make, use="per-level")(ids).logits(), built(make, use="none")(ids).logits())
+    assert torch.equal(built(make, use="per-level").trace(ids).logits(), built(make, use="none").trace(ids).logits())
     assert PerLevel(["0.ffn-in"], D, 4, 4)(state, a_turn()) is state
 
 
@@ -186,9 +186,9 @@ def test_a_model_with_step_final_norms_between_turns_only(make, ids):
 
 def test_every_turn_under_step_final_is_read_as_if_the_loop_had_ended_there(make, ids):
     model = built(make, tiny_model(), use="step-final")
-    turns = model(ids, depth=Depth.full(3), keep_turns=True).turns
+    turns = model.trace(ids, depth=Depth.full(3), keep_turns=True).turns
     for number, hidden in enumerate(turns, start=1):
-        torch.testing.assert_close(hidden, model(ids, depth=Depth.full(number)).hidden)
+        torch.testing.assert_close(hidden, model.trace(ids, depth=Depth.full(number)).hidden)
 
 
 def test_step_final_norms_the_whole_input_of_the_block_prelude_and_signal_of_the_turn_with_it(make, ids):
@@ -207,5 +207,5 @@ def test_step_final_norms_the_whole_input_of_the_block_prelude_and_signal_of_the
 
 @pytest.mark.parametrize("name", ["step-final", "per-level"])
 def test_one_turn_with_it_is_one_turn_without(name, make, ids):
-    with_it, without = (built(make, use=use)(ids, depth=Depth.full(1)).logits() for use in (name, "none"))
+    with_it, without = (built(make, use=use).trace(ids, depth=Depth.full(1)).logits() for use in (name, "none"))
     assert torch.equal(with_it, without)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ouroboros_core.contracts import Depth, Slot
+from ouroboros_core.kept import StockLM
 from ouroboros_core.losses import IGNORE
-from ouroboros_core.model import StockLM
 from ouroboros_core.testing import loop_facts, tiny_model
 from ouroboros_core.trace import Trace
 from ouroboros_core.training import Loss
@@ -78,7 +78,7 @@ def test_each_term_is_summed_over_the_labelled_tokens_only(make, host, ids):
     labels = ids.roll(-1, 1)
     labels[:, 6:] = IGNORE
     terms = Loss(built, StockLM(intact, host.anatomy(intact.config)))(ids, labels, Depth.full(4))
-    trace = built.model(ids)
+    trace = built.model.trace(ids)
     torch.testing.assert_close(terms["next-token"], trace.nll(labels).sum())
     torch.testing.assert_close(terms["ponder"], 0.01 * (trace.taken + trace.remainder)[:, :6].sum())
     logits, theirs = trace.logits().log_softmax(-1), intact(input_ids=ids).logits.log_softmax(-1)
@@ -207,5 +207,5 @@ def test_a_gate_learns_from_the_objective_that_reads_its_shares(name, halter, ma
 def test_the_losses_of_the_turns_are_those_of_models_that_end_there(make, ids):
     built = make(objective={"use": "every-turn"})
     found = Loss(built, None)(ids, ids, Depth.full(3))["every-turn"]
-    each = [built.model(ids, depth=Depth.full(n)).nll(ids).sum() for n in (1, 2, 3)]
+    each = [built.model.trace(ids, depth=Depth.full(n)).nll(ids).sum() for n in (1, 2, 3)]
     torch.testing.assert_close(found, sum(each) / 3)

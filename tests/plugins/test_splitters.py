@@ -9,7 +9,7 @@ from ouroboros_core import checks
 from ouroboros_core.build import build, null_parts
 from ouroboros_core.contracts import Depth, LayerStatistics, ModelFacts, Slot
 from ouroboros_core.errors import UserError
-from ouroboros_core.model import kept_once
+from ouroboros_core.kept import kept_once
 from ouroboros_core.ops import LowRank
 from ouroboros_core.resolve import resolve
 from ouroboros_core.split import Segment, Split
@@ -252,10 +252,10 @@ def test_with_the_residual_of_each_turn_the_shared_model_is_the_intact_one(
     built = make(intact, splitter={"use": name, "layers": shared, "start": start}, modulator={"use": "none"})
     parts = [null_parts(host, facts) for facts in built.facts]
     with built.model.with_parts(parts):
-        neutral = built.model(ids, depth=Depth.full(2)).logits()
+        neutral = built.model.trace(ids, depth=Depth.full(2)).logits()
         for each, facts in zip(parts, built.facts, strict=True):
             each.modulator = restored(facts)
-        looped = built.model(ids, depth=Depth.full(2)).logits()
+        looped = built.model.trace(ids, depth=Depth.full(2)).logits()
     whole = Split(len(intact.model.layers), (Segment(tuple(depth), looped=True),), ())
     expected = kept_once(intact, host.anatomy(intact.config), whole)(input_ids=ids, use_cache=False).logits
     largest = expected.abs().max()

@@ -29,6 +29,26 @@ def own_linears(layer):
     return lambda name, x: F.linear(x, weight(layer, name))
 
 
+def recalling(running, seen):
+    """Linears of layers in which a token that has stopped keeps the key and the value of the last turn that it took.
+
+    running (B, T) bool: who takes this turn. seen: a `defaultdict(dict)`, empty before the first turn.
+    """
+
+    def linears(layer):
+        own, before = own_linears(layer), seen[layer]
+
+        def linear(name, x):
+            y = own(name, x)
+            if name in ("k", "v"):
+                y = before[name] = torch.where(running[..., None], y, before.get(name, y))
+            return y
+
+        return linear
+
+    return linears
+
+
 def attention(base, linear, x):
     """Causal softmax attention with rotary positions and grouped keys. x (B, T, D) -> (B, T, D)."""
     q, k, v = (linear(name, x).unflatten(-1, (-1, base.config.head_dim)).transpose(1, 2) for name in "qkv")
@@ -50,10 +70,11 @@ def run_layer(base, layer, h, linear=None):
     return h + ffn(linear, layer.post_attention_layernorm(h))
 
 
-def run_layers(base, indices, h):
-    """The kept layers with these numbers, in order. (B, T, D) -> (B, T, D)."""
+def run_layers(base, indices, h, linears=own_linears):
+    """The kept layers with these numbers, in order. linears: layer -> its linears. (B, T, D) -> (B, T, D)."""
     for index in indices:
-        h = run_layer(base, base.model.layers[str(index)], h)
+        layer = base.model.layers[str(index)]
+        h = run_layer(base, layer, h, linears(layer))
     return h
 
 

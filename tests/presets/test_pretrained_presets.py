@@ -16,7 +16,7 @@ from ouroboros_core.contracts import Depth, ModelFacts, Slot
 from ouroboros_core.errors import CheckFailed, UserError
 from ouroboros_core.gradients import WATCHED_STEPS
 from ouroboros_core.host import PluginHost
-from ouroboros_core.model import StockLM
+from ouroboros_core.kept import StockLM
 from ouroboros_core.refusals import refuse_nonsense
 from ouroboros_core.reporting import Silent
 from ouroboros_core.resolve import resolve
@@ -184,8 +184,8 @@ def test_the_model_is_its_equations(case, settings_of, host, randomise, ids):
     model = case.build(settings_of, host).model
     randomise(model)
     expected = case.plain(model, ids)
-    assert_same_logits(model(ids).logits(), expected)
-    one_turn_less = model(ids, depth=Depth.full(TURNS - 1)).logits()
+    assert_same_logits(model.trace(ids).logits(), expected)
+    one_turn_less = model.trace(ids, depth=Depth.full(TURNS - 1)).logits()
     assert (one_turn_less - expected).abs().max() > 0.01 * expected.abs().max()
 
 
@@ -219,7 +219,7 @@ def test_padding_moves_no_real_token(side, case, settings_of, host, randomise, i
     model = case.build(settings_of, host).model
     randomise(model)
     longer, mask, real = padded(ids, side)
-    assert_same_logits(model(longer, mask).logits()[:, real], model(ids).logits())
+    assert_same_logits(model.trace(longer, mask).logits()[:, real], model.trace(ids).logits())
 
 
 @every_case
@@ -347,7 +347,7 @@ def test_the_refiner_without_gate_starts_as_the_intact_model_run_on_into_its_las
     again.config.num_hidden_layers += TURNS - 1
     for turns, library in ((1, intact), (TURNS, again)):
         plain = library(input_ids=ids, use_cache=False).logits
-        assert_same_logits(built.model(ids, depth=Depth.full(turns)).logits(), plain)
+        assert_same_logits(built.model.trace(ids, depth=Depth.full(turns)).logits(), plain)
 
 
 def test_relaxed_starts_from_means_and_what_they_lost(settings_of, host):
@@ -373,9 +373,9 @@ def test_relaxed_starts_from_means_and_what_they_lost(settings_of, host):
 def test_relaxed_at_full_rank_starts_as_the_intact_model(settings_of, host, ids):
     plain = tiny_model(6)(input_ids=ids, use_cache=False).logits
     full = CASES["relaxed"].build(settings_of, host, modulator={"rank": 32}).model
-    assert_same_logits(full(ids).logits(), plain)
+    assert_same_logits(full.trace(ids).logits(), plain)
     less = CASES["relaxed"].build(settings_of, host).model
-    assert (less(ids).logits() - plain).abs().max() > 0.1 * plain.abs().max()
+    assert (less.trace(ids).logits() - plain).abs().max() > 0.1 * plain.abs().max()
 
 
 @torch.no_grad()
@@ -388,7 +388,7 @@ def test_retrofit_starts_as_the_kept_layers_whatever_the_noise_and_the_turns(set
     assert all(parameter.requires_grad for parameter in built.model.parameters())
     kept = run_plainly(intact, [0, 1, 6, 7, 8, 9, 10, 11], ids)
     for turns, seed in ((1, 0), (TURNS, 1)):
-        assert_same_logits(built.model(ids, depth=Depth.full(turns), seed=seed).logits(), kept)
+        assert_same_logits(built.model.trace(ids, depth=Depth.full(turns), seed=seed).logits(), kept)
 
 
 def run_plainly(intact, indices, ids):
@@ -405,7 +405,7 @@ def test_retrofit_starts_a_sequence_from_noise_of_its_seed(settings_of, host, ra
     assert drawn.abs().max() <= 3 * (2 / 5) ** 0.5
     assert abs(drawn.std() - (2 / 5) ** 0.5) < 0.02
     randomise(model.loops)
-    one, same, another = (model(ids, seed=seed).logits() for seed in (1, 1, 2))
+    one, same, another = (model.trace(ids, seed=seed).logits() for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert (one - another).abs().max() > 1e-3
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,6 +31,7 @@ from tests.presets.restated import (
     own_linears,
     padded,
     read_out,
+    recalling,
     run_layer,
     run_layers,
     weight,
@@ -52,20 +54,24 @@ def waves(indices):
 def universal(model, ids, turns, highway=False, epsilon=0.01):
     """Dehghani 2018: s <- layer(s + P_t + P_i), token by token until its halting probabilities reach 1 - epsilon.
 
-    Graves 2016: y = sum p_n s_n with p_N = R = 1 - (p_1 + ... + p_{N-1}). A halted token's state is copied.
+    Graves 2016: y = sum p_n s_n with p_N = R = 1 - (p_1 + ... + p_{N-1}). A halted token's state is copied; others go
+    on to see the key and the value of its last turn.
     """
     base, parts = model.base, model.loops[0]
     unit, layer, tokens = parts.halter.unit[0], base.model.layers["0"], list(product(*map(range, ids.shape)))
     e = s = embedded(base, ids)
     read, spent = torch.zeros_like(s), torch.zeros(ids.shape)
     taken, remainder, running = torch.zeros(ids.shape), torch.zeros(ids.shape), set(tokens)
+    seen = defaultdict(dict)
     for turn in range(turns):
-        new = run_layer(base, layer, s + waves([turn]) + waves(range(ids.shape[1])))
+        going = torch.tensor([[at in running for at in row] for row in rows(ids)])
+        x = s + waves([turn]) + waves(range(ids.shape[1]))
+        new = run_layer(base, layer, x, recalling(going, seen)(layer))
         if highway:
             opened = parts.gate.open
             t = torch.sigmoid(F.linear(torch.cat([s, new, e], -1), opened.weight, opened.bias))
             new = t * new + (1 - t) * s
-        s = torch.stack([torch.stack([new[at] if at in running else s[at] for at in row]) for row in rows(ids)])
+        s = torch.where(going[..., None], new, s)
         for at in sorted(running):
             p = torch.sigmoid(unit.weight[0] @ s[at] + unit.bias[0])
             halts = spent[at] + p >= 1 - epsilon or turn == turns - 1
@@ -136,39 +142,41 @@ def huginn_start(model, ids):
     return e, model.loops[0].entry.start(e, a_turn(*ids.shape, width=WIDTH, seed=model.seed))
 
 
-def huginn_core(model, s, e):
+def huginn_core(model, s, e, linears=own_linears):
     """Geiping 2025: x = W [s; e], then x <- n2(attention(n1 x) + x), x <- n4(ffn(n3 x) + x) in each of four layers."""
     base, parts = model.base, model.loops[0]
     scales = [norm.norm.weight for norm in parts.norm.norms]
     x = F.linear(torch.cat([s, e], -1), parts.entry.mix.weight)
     for index, n2, n4 in zip((2, 3, 4, 5), scales[::2], scales[1::2], strict=True):
         layer = base.model.layers[str(index)]
-        linear = own_linears(layer)
+        linear = linears(layer)
         x = F.rms_norm(attention(base, linear, layer.input_layernorm(x)) + x, (WIDTH,), n2, 1e-6)
         x = F.rms_norm(ffn(linear, layer.post_attention_layernorm(x)) + x, (WIDTH,), n4, 1e-6)
     return x
 
 
-def huginn_read(model, s):
+def huginn_read(model, s, linears=own_linears):
     """ln_f behind the loop, coda, final norm, head."""
     s = F.rms_norm(s, (WIDTH,), model.loops[0].norm.after.norm.weight, 1e-6)
-    return read_out(model.base, run_layers(model.base, (6, 7), s))
+    return read_out(model.base, run_layers(model.base, (6, 7), s, linears))
 
 
 def huginn(model, ids, turns, threshold=5e-4):
     """s <- core(s, e), token by token until KL(p_old || p_new) of its next-token distribution is below the threshold.
 
-    Both distributions are of the states as they would be read, in which halted tokens stay as they were.
+    The distributions are of the states as they would be read after each turn. There, as in the core, a token that has
+    stopped is seen with the keys and values of its last turn; behind the loop, everybody's state is read anew.
     """
     e, s = huginn_start(model, ids)
     running, taken = torch.ones(ids.shape, dtype=torch.bool), torch.zeros(ids.shape)
+    in_core, in_coda, before = defaultdict(dict), defaultdict(dict), None
     for turn in range(turns):
-        new = torch.where(running[..., None], huginn_core(model, s, e), s)
+        s = torch.where(running[..., None], huginn_core(model, s, e, recalling(running, in_core)), s)
         taken += running
+        after = huginn_read(model, s, recalling(running, in_coda)).softmax(-1)
         if turn:
-            before, after = (huginn_read(model, each).softmax(-1) for each in (s, new))
             running = running & ((before * (before / after).log()).sum(-1) >= threshold)
-        s = new
+        before = after
     return huginn_read(model, s), taken, None
 
 
@@ -245,7 +253,7 @@ def ids():
 @torch.no_grad()
 def test_the_model_is_its_equations(case, moved, ids):
     model = moved(case.preset, case.tables, seed=case.seed)
-    trace = model(ids)
+    trace = model.trace(ids)
     logits, taken, remainder = case.plain(model, ids, model.turns)
     assert torch.equal(trace.taken, taken.float())
     assert (len(taken.unique()) > 2) == case.halts
@@ -282,7 +290,7 @@ def test_no_token_sees_a_later_one(case, moved, scratch, ids):
 def test_padding_changes_no_real_token_and_no_number_of_turns(side, case, moved, ids):
     model = moved(case.preset, case.tables, seed=case.seed)
     longer, mask, real = padded(ids, side)
-    ours, plain = model(longer, mask), model(ids)
+    ours, plain = model.trace(longer, mask), model.trace(ids)
     assert torch.equal(ours.taken[:, real], plain.taken)
     assert_same_logits(ours.logits()[:, real], plain.logits())
 
@@ -328,7 +336,7 @@ def test_universal_starts_with_every_token_halting_at_the_second_of_twelve_turns
     ]
     assert (built.model.turns, built.schedule(0, 0.0, 0)) == (12, Depth(12, 12))
     assert scratch("universal").one(Slot.HALTER).options.epsilon == 0.01
-    trace = built.model.eval()(ids)
+    trace = built.model.eval().trace(ids)
     assert equals(trace.taken, 2)
     torch.testing.assert_close(trace.remainder, torch.full(ids.shape, 1 / (1 + math.e)))
 
@@ -336,7 +344,7 @@ def test_universal_starts_with_every_token_halting_at_the_second_of_twelve_turns
 @torch.no_grad()
 def test_universal_pays_for_turns_and_remainder(made, moved, ids):
     model = moved("universal", seed=9)
-    trace, labels = model(ids), ids.roll(-1, 1)
+    trace, labels = model.trace(ids), ids.roll(-1, 1)
     logits, taken, remainder = universal(model, ids, 12)
     objectives = made("universal").objectives
     assert list(objectives) == ["next-token", "ponder"]
@@ -350,7 +358,7 @@ def test_a_universal_token_that_would_go_on_is_stopped_at_the_last_turn_with_wha
     unit = model.loops[0].halter.unit[0]
     unit.weight.zero_()
     unit.bias.fill_(-3.0)
-    trace = model(ids)
+    trace = model.trace(ids)
     assert equals(trace.taken, 5)
     torch.testing.assert_close(trace.remainder, torch.full(ids.shape, 1 - 4 / (1 + math.exp(3))))
     assert_same_logits(trace.logits(), universal(model, ids, 5)[0])
@@ -426,7 +434,7 @@ def test_the_first_state_of_huginn_depends_on_seed_and_position_only(made):
 @torch.no_grad()
 def test_huginn_reads_another_first_state_for_another_seed(moved, ids):
     model = moved("huginn", {"loop": {"turns": 3}})
-    one, same, another = (model(ids, seed=seed).logits() for seed in (1, 1, 2))
+    one, same, another = (model.trace(ids, seed=seed).logits() for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert (one - another).abs().max() > 0.01 * one.abs().max()
 
@@ -434,8 +442,8 @@ def test_huginn_reads_another_first_state_for_another_seed(moved, ids):
 @torch.no_grad()
 def test_nobody_leaves_huginn_early_in_training(moved, ids):
     model = moved("huginn", EXITS)
-    assert model(ids).taken.min() < 12
-    assert equals(model.train()(ids).taken, 12)
+    assert model.trace(ids).taken.min() < 12
+    assert equals(model.train().trace(ids).taken, 12)
 
 
 def test_huginn_draws_its_depth_around_its_mean_and_learns_from_the_last_eight_turns(made):
@@ -455,7 +463,7 @@ def test_huginn_learns_from_its_last_turns_only(made, randomise, ids):
     model, labels = randomise(built.model, spread=0.1).train(), ids.roll(-1, 1)
     depth = next(depth for step in range(100) if (depth := built.schedule(step, 0.0, 0)).turns == 5)
     assert depth.with_gradient == 2
-    ours = gradients(model, model(ids, depth=depth).logits(), labels)
+    ours = gradients(model, model.trace(ids, depth=depth).logits(), labels)
 
     def plain(without):
         e, s = huginn_start(model, ids)
@@ -526,7 +534,7 @@ def test_thinking_deeper_learns_a_tiny_text_and_loads_back_to_the_same_logits(
     judged, hear = {}, Judge.hear
 
     def heard(self, name, model):
-        judged[name] = model.eval()(ids).logits()
+        judged[name] = model.eval().trace(ids).logits()
         hear(self, name, model)
 
     monkeypatch.setattr(Judge, "hear", heard)
@@ -535,4 +543,4 @@ def test_thinking_deeper_learns_a_tiny_text_and_loads_back_to_the_same_logits(
     assert len(losses) == 40
     assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.5
     loaded = load_run(outcome.folder, host).built.model.eval()
-    assert torch.equal(loaded(ids).logits(), judged["recursive, trained"])
+    assert torch.equal(loaded.trace(ids).logits(), judged["recursive, trained"])

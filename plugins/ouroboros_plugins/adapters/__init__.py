@@ -24,6 +24,7 @@ PARTS = (
         lambda options, facts: CodaLora(options.rank, options.alpha, options.dropout),
         "LoRA on the linears of the coda.",
         "Hu 2022, through PEFT; Ouroboros, section 6",
+        starts_null=True,
     ),
     Part(
         Slot.ADAPTER,
@@ -32,6 +33,7 @@ PARTS = (
         lambda options, facts: Unfreeze(options.layers),
         "The last layers of the coda learn.",
         "Ouroboros, section 6",
+        starts_null=True,
     ),
     Part(
         Slot.ADAPTER,
@@ -40,5 +42,6 @@ PARTS = (
         lambda options, facts: Full(options.rate),
         "All weights learn, at a rate of their own: healing, uptraining, or training from scratch.",
         "Bae 2024; McLeish 2025",
+        starts_null=True,
     ),
 )

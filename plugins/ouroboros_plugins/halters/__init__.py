@@ -35,6 +35,7 @@ PARTS = (
         lambda options, facts: KLHalter(options.threshold),
         "At evaluation a token stops when a turn hardly changes its next-token distribution. Nothing is learned.",
         "Geiping 2025",
+        reads_logits=True,
     ),
     Part(
         Slot.HALTER,

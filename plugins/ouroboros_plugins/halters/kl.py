@@ -18,9 +18,9 @@ class KLOptions(Options):
 class KLHalter(nn.Module):
     """At evaluation a token stops when KL(p_old || p_new) < threshold; p: its next-token distribution after a turn.
 
-    The direction is that of the public code. Nobody stops after the first turn, whose old state was never read (the
+    The direction is that of the public code. Nobody stops after the first turn, before which nothing was read (the
     code compares with the uniform distribution there), and in training nobody stops at all. It costs the coda and the
-    head twice a turn, so it saves time only where the loop is much longer than they are.
+    head once a turn, so it saves time only where the loop is much longer than they are.
     """
 
     weighted = False
@@ -36,9 +36,13 @@ class KLHalter(nn.Module):
 
     def forward(self, old: Tensor, new: Tensor, turn: Turn) -> Halt:
         """2 x (B, T, D) -> stop (B, T)."""
-        if self.training or turn.index == 0:
-            return Halt(torch.zeros_like(turn.mask))
+        never = Halt(torch.zeros_like(turn.mask))
+        if self.training or turn.last:
+            return never
         with torch.no_grad():
-            before, after = (turn.reader.logits(state).float().log_softmax(-1) for state in (old, new))
+            before, after = turn.reader.before, turn.reader.logits(new)
+            if before is None:
+                return never
+            before, after = (logits.float().log_softmax(-1) for logits in (before, after))
             divergence = F.kl_div(after, before, reduction="none", log_target=True).sum(-1)
         return Halt(divergence < self.threshold)

@@ -50,6 +50,7 @@ PARTS = (
         _controller,
         "A small network reads the state and scales frozen SVD directions, anew at every turn.",
         "Ouroboros, section 3.3, eq. 2 and 3",
+        starts_null=True,
         default=True,
     ),
     Part(
@@ -59,6 +60,7 @@ PARTS = (
         _static,
         "One learned diagonal a turn on the same frozen directions, whatever the input.",
         "Ouroboros, section 5.1",
+        starts_null=True,
     ),
     Part(
         Slot.MODULATOR,
@@ -67,6 +69,7 @@ PARTS = (
         lambda options, facts: lora(facts, options.rank, options.start, options.linears),
         "A trained LoRA of its own for every turn and linear, from the layers that the turns stand for.",
         "Relaxed Recursive Transformers, Bae 2024, section 2.3",
+        starts_null=lambda options: options.start == "zero",
     ),
     Part(
         Slot.MODULATOR,
@@ -75,6 +78,7 @@ PARTS = (
         lambda options, facts: level_signal(facts, options.rank, options.spread, options.rows),
         "Low-rank signals of every turn, from its input, in queries, keys, values and the feed-forward's input.",
         "RingFormer, Heo 2025",
+        starts_null=True,
     ),
     Part(
         Slot.MODULATOR,
@@ -83,6 +87,7 @@ PARTS = (
         _step_embedding,
         "A signal of the turn, and perhaps of each token's position, added to the block's input.",
         "Universal Transformer, Dehghani 2018; learned: Chen 2026 (second-hand)",
+        starts_null=lambda options: options.kind == "learned" and not options.positions,
     ),
     Part(
         Slot.MODULATOR,
@@ -91,6 +96,7 @@ PARTS = (
         _step_scale,
         "A learned vector for every turn multiplies the block's input or output.",
         "Bae 2024 (input); Inner Thinking Transformer, Chen 2025 (output)",
+        starts_null=True,
     ),
     Part(
         Slot.MODULATOR,

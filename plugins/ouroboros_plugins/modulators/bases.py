@@ -22,13 +22,13 @@ class FrozenBases(nn.Module):
             self.register_buffer(f"{_key(name)}_a", down)
             self.register_buffer(f"{_key(name)}_b", up)
 
-    def forward(self, diagonals: Mapping[str, Tensor]) -> Ops:
-        """The ops of these diagonals: (R) or (B, T, R) for every tap."""
-        return {name: [self._op(name, diagonal)] for name, diagonal in diagonals.items()}
+    def forward(self, diagonals: Tensor) -> Ops:
+        """The ops of these diagonals: (K, R) or (B, T, K, R), of all K taps."""
+        scaled = (diagonals * self.scale).unbind(-2)
+        return {name: [self._op(name, core)] for name, core in zip(self.names, scaled, strict=True)}
 
-    def _op(self, name: str, diagonal: Tensor) -> LowRank:
-        down, up = getattr(self, f"{_key(name)}_a"), getattr(self, f"{_key(name)}_b")
-        return LowRank(down, up, diagonal * self.scale)
+    def _op(self, name: str, core: Tensor) -> LowRank:
+        return LowRank(getattr(self, f"{_key(name)}_a"), getattr(self, f"{_key(name)}_b"), core)
 
 
 def _key(name: str) -> str:

@@ -16,9 +16,8 @@ Pool = Callable[[Tensor, Turn], Tensor]  # (B, T, D) -> (B, T, D)
 
 def prefix_mean(state: Tensor, turn: Turn) -> Tensor:
     """Row t is the mean of the real tokens up to t: causal. Summed in float32."""
-    real = turn.mask[..., None]
-    total = (state.float() * real).cumsum(1)
-    return (total / real.cumsum(1).clamp(min=1)).to(state.dtype)
+    total = turn.memory.summed("pool", state)
+    return (total / (turn.positions + 1)[..., None]).to(state.dtype)
 
 
 def token(state: Tensor, turn: Turn) -> Tensor:
@@ -28,9 +27,8 @@ def token(state: Tensor, turn: Turn) -> Tensor:
 
 def prompt_mean(state: Tensor, turn: Turn, length: int) -> Tensor:
     """Row t is the mean of the first `length` real tokens, or of those up to t while there are fewer: causal."""
-    real = turn.mask[..., None] & (turn.positions < length)[..., None]
-    total = (state.float() * real).cumsum(1)
-    return (total / real.cumsum(1).clamp(min=1)).to(state.dtype)
+    total = turn.memory.summed("pool", state * (turn.positions < length)[..., None])
+    return (total / (turn.positions + 1).clamp(max=length)[..., None]).to(state.dtype)
 
 
 def sequence_mean(state: Tensor, turn: Turn) -> Tensor:

@@ -30,4 +30,5 @@ class StaticDiagonal(nn.Module):
 
     def forward(self, state: Tensor, turn: Turn) -> Ops:
         """state (B, T, D) -> a low-rank op for every tap, its core (R)."""
-        return self.bases(dict(zip(self.bases.names, self.diagonals(turn.index), strict=True)))
+        ops: Ops = self.bases(self.diagonals(turn.index))
+        return ops

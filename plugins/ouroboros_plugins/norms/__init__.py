@@ -25,6 +25,7 @@ PARTS = (
         lambda options, facts: PerLevel(facts.sites("in"), facts.width, options.rows, facts.trained_turns),
         "Scales of the norms inside the block, of their own for each turn.",
         "RingFormer, Heo 2025",
+        starts_null=True,
     ),
     Part(
         Slot.NORM,
