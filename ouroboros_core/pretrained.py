@@ -59,12 +59,17 @@ class Pretrained:
     fingerprint: str  # of names, shapes and a sample of the weights; of a random model, of what it was made from
     random: bool = False  # nobody trained it
 
+    def told(self, settings: BaseSettings) -> dict[str, Any]:
+        """Where it is, and what it must be: for the config of a model that is saved without it."""
+        return {"name": settings.name, "revision": settings.revision, "fingerprint": self.fingerprint}
 
-def load(base: BaseSettings, seed: int = 0) -> Pretrained:
+
+def load(base: BaseSettings, seed: int = 0, attention: str | None = None) -> Pretrained:
     """The model, frozen and in evaluation mode on the CPU, and its tokenizer.
 
     Args:
         seed: of the weights, where they are random.
+        attention: the library's name of an attention implementation; None: its choice.
 
     Raises:
         UserError: it is not there (the line says how to get it), or is no causal language model.
@@ -72,16 +77,17 @@ def load(base: BaseSettings, seed: int = 0) -> Pretrained:
     with _quiet(), _explained(base.name):
         place, extra = _place(base)
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+        chosen = {} if attention is None else {"attn_implementation": attention}
         if base.config is not None:
             config = _config(base, tokenizer)
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, base.dtype))
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, base.dtype), **chosen)
             made_of = _hash_of(config, seed, base.dtype)
             return Pretrained(model.requires_grad_(False).eval(), tokenizer, made_of, random=True)
         if "gguf_file" in extra:  # or the model is marked quantised: untrainable, and refuses to be saved
             extra["quantization_config"] = GgufConfig(dequantize=True)
         model, told = AutoModelForCausalLM.from_pretrained(
-            place, dtype=getattr(torch, base.dtype), output_loading_info=True, **extra
+            place, dtype=getattr(torch, base.dtype), output_loading_info=True, **extra, **chosen
         )
     if absent := sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]):
         raise UserError(f"base {base.name} is no whole model: {len(absent)} weights are missing, first {absent[0]}")

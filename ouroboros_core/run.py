@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from ouroboros_core import checks, pretrained, rundir
+from ouroboros_core import checks, hub, pretrained, rundir, weights
 from ouroboros_core.accounting import Operations, mean_depth, operations, parameters
 from ouroboros_core.build import Built, build, control_settings, null_parts
 from ouroboros_core.contracts import LayerStatistics
@@ -22,8 +22,9 @@ from ouroboros_core.errors import Interrupted, UserError
 from ouroboros_core.files import need_room
 from ouroboros_core.host import PluginHost
 from ouroboros_core.judge import CONTROL, INTACT, KEPT, TRAINED, Judge
+from ouroboros_core.kept import StockLM, kept_once
 from ouroboros_core.measure import measured
-from ouroboros_core.model import RecursiveLM, StockLM, kept_once
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.pretrained import Pretrained
 from ouroboros_core.refusals import refuse_nonsense, refuse_untaught
 from ouroboros_core.reporting import Reporter, Silent
@@ -93,6 +94,7 @@ class Job:
         with self.stage("build the recursive model"):
             self.statistics = self._statistics()
             self.built = build(settings, host, self.base.model, self.statistics)
+            self.built.model.config.base = self.base.told(settings.base)
             refuse_untaught(settings, self.built)
             self.control = self._control() if settings.eval.control else None
         self.training = self._training(self.built)
@@ -135,6 +137,9 @@ class Job:
         """Train the model, and the control if there is one. What is finished already is loaded."""
         with self.stage("train"):
             self._finish(self.training, self.folder)
+            if self.accelerator.is_main_process:  # the folder is a model that the library loads
+                hub.describe(self.built.model, self.folder)
+                self.base.tokenizer.save_pretrained(self.folder)
         if self.control:
             with self.stage("train the control"):
                 self._finish(self._training(self.control), self.folder / "control")
@@ -196,13 +201,13 @@ class Job:
         return Training(built, self.text.train, self.settings.train, self.accelerator, self.reporter, teacher)
 
     def _finish(self, training: Training, folder: Path) -> None:
-        if (folder / rundir.PARTS).exists():
-            rundir.load_parts(training.built.model, folder)
+        if (folder / weights.PARTS).exists():
+            weights.load_parts(training.built.model, folder)
             return
         folder.mkdir(exist_ok=True)
         training.run(folder)
         if self.accelerator.is_main_process:
-            rundir.save_parts(training.built.model, self.base, folder)
+            weights.save_parts(training.built.model, self.base.fingerprint, folder)
         self.accelerator.wait_for_everyone()
 
 
@@ -236,5 +241,5 @@ def must_be_same(folder: Path, facts: dict[str, Any]) -> None:
 def room(built: Built, keep: int) -> int:
     """Bytes that a run will write: parts, and checkpoints with two moments a trained value."""
     trained = sum(4 * p.numel() for p in built.model.parameters() if p.requires_grad)
-    parts = sum(t.numel() * t.element_size() for t in rundir.own_tensors(built.model).values())
+    parts = sum(t.numel() * t.element_size() for t in weights.own_tensors(built.model).values())
     return parts + 3 * trained * (keep + 1)

@@ -12,23 +12,20 @@ from typing import Any
 
 import tomli_w
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ouroboros_core import measure, pretrained
 from ouroboros_core.build import Built, build
 from ouroboros_core.contracts import LayerStatistics, Slot
 from ouroboros_core.devices import package_versions
 from ouroboros_core.errors import UserError
-from ouroboros_core.files import sha256, write, written_aside
+from ouroboros_core.files import write, written_aside
 from ouroboros_core.host import PluginHost
-from ouroboros_core.model import RecursiveLM
 from ouroboros_core.pretrained import Pretrained
 from ouroboros_core.resolve import read_file, resolve
-from ouroboros_core.settings import Settings
+from ouroboros_core.settings import TABLES, Settings
+from ouroboros_core.weights import PARTS, load_parts
 
 RESOLVED, MANIFEST, EVALUATION, LAYERS = "resolved.toml", "manifest.json", "evaluation.json", "layers.json"
-PARTS, CHECKSUM = "parts.safetensors", "parts.sha256"
 
 
 @dataclass(frozen=True)
@@ -72,67 +69,38 @@ def settings_of(folder: Path, host: PluginHost) -> Settings:
     """The settings of a run.
 
     Raises:
-        UserError: this is no run folder, or a part of it is not installed.
+        UserError: this is no run folder, a file of it is cut short, or a part of it is not installed.
     """
     for name in (RESOLVED, MANIFEST):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is no run folder: it has no {name}. Runs are listed in the folder `runs`")
-    return resolve(host, [read_file(folder / RESOLVED)])
-
-
-def save_parts(model: RecursiveLM, base: Pretrained, folder: Path) -> None:
-    """Write every weight that the base does not have: trained parts, adapted layers, means, and the frozen bases."""
-    with written_aside(folder / ".parts", replace=True) as aside:
-        tensors = {name: t.detach().contiguous().cpu() for name, t in own_tensors(model).items()}
-        save_file(tensors, aside / PARTS, metadata={"base": base.fingerprint})
-        (aside / CHECKSUM).write_text(f"{sha256(aside / PARTS)}  {PARTS}\n")
-    for name in (CHECKSUM, PARTS):
-        (folder / ".parts" / name).replace(folder / name)
-    (folder / ".parts").rmdir()
-
-
-def own_tensors(model: RecursiveLM) -> dict[str, torch.Tensor]:
-    """What is saved: trainable tensors, layers that started as means, and everything of the loops, frozen bases too.
-
-    Tied ones once.
-    """
-    averaged = [model.layer(index) for index in model.split.kept if index in model.split.averaged]
-    own = {id(t) for part in (model.loops, *averaged) for t in part.state_dict(keep_vars=True).values()}
-    state = {id(t): (name, t) for name, t in reversed(model.state_dict(keep_vars=True).items())}
-    return {name: t for name, t in reversed(state.values()) if t.requires_grad or id(t) in own}
-
-
-def load_parts(model: RecursiveLM, folder: Path) -> None:
-    """Put saved weights in place.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another model.
-    """
-    path = folder / PARTS
+    tables = read_file(folder / RESOLVED)
+    if lost := [name for name in (*TABLES, *Slot) if name not in tables]:
+        raise UserError(f"{folder / RESOLVED} is not whole: it has no table [{lost[0]}]")
     try:
-        whole = (folder / CHECKSUM).read_text().split()[0] == sha256(path)
-        tensors = load_file(path) if whole else None
-    except (OSError, IndexError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}. The run did not finish, or its folder was changed") from error
-    if tensors is None:
-        raise UserError(f"{path} is damaged: it is not what {CHECKSUM} says was written")
-    if strange := sorted(tensors.keys() ^ own_tensors(model).keys()):
-        raise UserError(f"{path} is of another model: {strange[0]} is only on one side")
-    model.load_state_dict(tensors, strict=False)
+        return resolve(host, [tables])
+    except UserError as error:
+        raise UserError(f"{folder / RESOLVED}: {error}{_gone(folder, host)}") from error
 
 
 def load_run(folder: Path | str, host: PluginHost | None = None) -> Loaded:
     """A trained model, from its folder and its base. Nothing of the removed layers is in it but what was saved.
 
     Raises:
-        UserError: the folder or the base is not what it was, or a plugin is not there.
+        UserError: the run did not finish, the folder or the base is not what it was, or a plugin is not there.
     """
     folder, host = Path(folder), host or PluginHost.installed()
     settings = settings_of(folder, host)
-    base = pretrained.load(settings.base, settings.train.seed)
+    if not (folder / PARTS).is_file():
+        raise UserError(f"{folder} has no {PARTS}: the run did not finish. Go on with: ouro run --resume {folder}")
+    try:
+        base = pretrained.load(settings.base, settings.train.seed)
+    except UserError as error:
+        raise UserError(f"{folder} was trained on a base that is gone: {error}") from error
     must_be_base_of(folder, base)
     statistics = measure.loads(folder / LAYERS) if settings.one(Slot.SPLITTER).part.measures else None
     built = build(settings, host, base.model, statistics, fill_bases=False)
+    built.model.config.base = base.told(settings.base)
     load_parts(built.model, folder)
     built.model.eval()
     return Loaded(built, base, settings)
@@ -145,9 +113,9 @@ def must_be_base_of(folder: Path, base: Pretrained) -> None:
         UserError: it is another, or the manifest is missing.
     """
     try:
-        then = json.loads((folder / MANIFEST).read_text())["base"]["fingerprint"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / MANIFEST} cannot be read: {error}") from error
+        then = read_json(folder / MANIFEST)["base"]["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST} does not say which base the run had: its folder was changed") from error
     if then != base.fingerprint:
         raise UserError(f"{folder} was trained on a base with fingerprint {then}; this one has {base.fingerprint}")
 
@@ -155,6 +123,43 @@ def must_be_base_of(folder: Path, base: Pretrained) -> None:
 def write_json(path: Path, facts: Any) -> None:
     """Write a JSON file, whole or not at all."""
     write(path, json.dumps(facts, indent=2))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it is not there, or holds no JSON object.
+    """
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(told, dict):
+        raise UserError(f"{path} cannot be read: it holds no JSON object")
+    return told
+
+
+def evaluation_of(folder: Path) -> dict[str, Any] | None:
+    """What a run found; None: it was not judged yet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / EVALUATION
+    if not path.exists():
+        return None
+    told = read_json(path)
+    if lost := [name for name in ("domains", "parameters", "split") if not told.get(name)]:
+        raise UserError(f"{path} is not whole: it says nothing of {lost[0]}")
+    return told
+
+
+def _gone(folder: Path, host: PluginHost) -> str:
+    """Which plugins the run had and this host has not."""
+    then = read_json(folder / MANIFEST).get("plugins") or {}
+    lost = sorted({then[name] for name in then.keys() - host.versions.keys()})
+    return f" The run had plugins that are not here now: {', '.join(lost)}" if lost else ""
 
 
 def _circumstances() -> dict[str, Any]:

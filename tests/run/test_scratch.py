@@ -12,8 +12,9 @@ from ouroboros_core.errors import UserError
 from ouroboros_core.judge import Judge
 from ouroboros_core.resolve import resolve
 from ouroboros_core.run import Job, run
-from ouroboros_core.rundir import load_parts, load_run, own_tensors, save_parts, settings_of
+from ouroboros_core.rundir import load_run, settings_of
 from ouroboros_core.testing import tiny_model
+from ouroboros_core.weights import load_parts, own_tensors, save_parts
 
 TINY = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6,
@@ -35,7 +36,7 @@ def scratch(settings):
 def logits(model):
     ids = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return model.eval()(ids).logits()
+        return model.eval().trace(ids).logits()
 
 
 def test_nothing_is_intact_and_nothing_recovered(host, scratch, listener):
@@ -178,7 +179,7 @@ def test_layers_that_start_as_means_are_saved_and_need_the_removed_ones_no_more(
     means = {name for name in built.model.state_dict() if any(f".layers.{i}." in name for i in split.averaged)}
     assert means <= names.keys()
     base = pretrained.Pretrained(intact, None, "of this base")
-    save_parts(built.model, base, tmp_path)
+    save_parts(built.model, base.fingerprint, tmp_path)
     for index in split.removed:
         for parameter in intact.model.layers[index].parameters():
             parameter.data.normal_(generator=torch.Generator().manual_seed(index))

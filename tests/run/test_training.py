@@ -171,7 +171,7 @@ def test_what_a_token_costs_does_not_depend_on_when_the_rest_of_the_batch_halts(
     halter, depth = built.model.loops[0].halter, built.schedule(0, 0.0, 0)
     torch.nn.init.normal_(halter.unit[-1].weight, std=2.0, generator=torch.Generator().manual_seed(1))
     ids = torch.randint(0, 320, (4, 2), generator=torch.Generator().manual_seed(0))
-    assert len(built.model(ids, keep_turns=True).turns) > len(built.model(ids[:1], keep_turns=True).turns)
+    assert len(built.model.trace(ids, keep_turns=True).turns) > len(built.model.trace(ids[:1], keep_turns=True).turns)
     loss = Loss(built, None)
     together = loss(ids, ids, depth)[objective]
     alone = torch.stack([loss(row[None], row[None], depth)[objective] for row in ids])
@@ -180,8 +180,8 @@ def test_what_a_token_costs_does_not_depend_on_when_the_rest_of_the_batch_halts(
 
 def test_turns_that_were_left_out_are_what_taking_them_would_give(make, ids):
     model = make(loop={"turns": 12}, halter={"use": "act", "bias": 0.5}).model
-    short = model(ids, depth=Depth.full(12), keep_turns=True)
-    whole = model(ids, depth=Depth(12, 12, whole=True), keep_turns=True)
+    short = model.trace(ids, depth=Depth.full(12), keep_turns=True)
+    whole = model.trace(ids, depth=Depth(12, 12, whole=True), keep_turns=True)
     assert len(short.turns) < len(whole.turns) == 12
     told = to_the_end(short, 12)
     for ours, theirs in ((told.turns, whole.turns), (told.shares, whole.shares)):
