@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ouroboros_cli.failures import told_in_one_line
-from ouroboros_cli.flags import Layers, takes_settings
+from ouroboros_cli.flags import Json, Layers, Quiet, ThirdParty, takes_settings
+from ouroboros_cli.trained import TRAINED
 
 app = typer.Typer(
     name="ouro",
@@ -16,11 +17,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-ThirdParty = Annotated[
-    bool, typer.Option("--third-party/--no-third-party", help="load plugins that other packages bring")
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but the result")]
 
 
 @app.command()
@@ -66,13 +62,26 @@ def check(
     only: Annotated[
         list[str] | None, typer.Option(metavar="CHECK", help="only this check; may be repeated", show_default=False)
     ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SLOTS", help="combine the parts of these slots so that every two meet", show_default=False
+        ),
+    ] = None,
+    product: Annotated[
+        str | None,
+        typer.Option(metavar="SLOTS", help="all combinations of the parts of these slots", show_default=False),
+    ] = None,
     third_party: ThirdParty = True,
     json: Json = False,
 ) -> None:
     """Check any combination of parts, in seconds and without weights, on a small random model of the base's shape."""
-    from ouroboros_cli.checking import check_and_show
+    from ouroboros_cli.checking import check_and_show, combine_and_show
 
-    check_and_show(layers, only or [], third_party=third_party, json=json)
+    if pairs or product:
+        combine_and_show(layers, only or [], pairs=pairs, product=product, third_party=third_party, json=json)
+    else:
+        check_and_show(layers, only or [], third_party=third_party, json=json)
 
 
 @app.command()
@@ -105,6 +114,10 @@ def compare(
     from ouroboros_cli.comparing import compare_and_show
 
     compare_and_show(layers, preset or [], seeds, control, resume, third_party=third_party, json=json, quiet=quiet)
+
+
+for name, command in TRAINED.items():
+    app.command(name)(told_in_one_line(command))
 
 
 @app.command("list-presets")

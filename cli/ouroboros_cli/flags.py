@@ -26,6 +26,11 @@ SHORT: dict[str, tuple[str, type, str]] = {
     "control": ("eval.control", bool, "also train the control, which has no recursion"),
     "allow-leak": ("run.allow_leak", bool, "let parts see later tokens"),
 }
+ThirdParty = Annotated[
+    bool, typer.Option("--third-party/--no-third-party", help="load plugins that other packages bring")
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but the result")]
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
