@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ouroboros_core import pretrained
+from ouroboros_core.conformance.costs import operations
+from ouroboros_core.conformance.decoding import cached, gathered
 from ouroboros_core.conformance.halting import exits
 from ouroboros_core.conformance.invariances import batch, causality, identity, padding
 from ouroboros_core.conformance.learning import counting, gradients, labels, options
 from ouroboros_core.conformance.repeating import precision, saving, seeds
+from ouroboros_core.conformance.start import start
 from ouroboros_core.conformance.subject import Subject
 from ouroboros_core.errors import CheckFailed, UserError
 from ouroboros_core.host import PluginHost
@@ -23,9 +26,9 @@ from ouroboros_core.settings import Settings
 from ouroboros_core.testing import shrunk
 
 CHECKS: Mapping[str, Callable[[Subject], str]] = {
-    "identity": identity, "causality": causality, "padding": padding, "batch": batch, "seeds": seeds, "saving": saving,
-    "precision": precision, "gradients": gradients, "options": options, "labels": labels, "exits": exits,
-    "counting": counting,
+    "identity": identity, "start": start, "causality": causality, "padding": padding, "batch": batch, "seeds": seeds,
+    "saving": saving, "precision": precision, "gradients": gradients, "options": options, "labels": labels,
+    "exits": exits, "cached": cached, "gathered": gathered, "counting": counting, "operations": operations,
 }  # fmt: skip
 
 
@@ -41,12 +44,22 @@ def conformance(
     Raises:
         UserError: the settings make no model, or no check is called so.
     """
-    if unknown := [name for name in only if name not in CHECKS]:
-        raise UserError(f"no check is called '{unknown[0]}'. Known: {', '.join(CHECKS)}")
+    names = wanted(only)
     refuse_nonsense(settings)
     subject = Subject(settings, host, shrunk(config or pretrained.load_config(settings.base)))
     subject.built()  # a mistake in the settings is told once, as such
-    return [verdict(name, subject) for name in only or CHECKS]
+    return [verdict(name, subject) for name in names]
+
+
+def wanted(only: Sequence[str]) -> Sequence[str]:
+    """These checks, or all of them where none is named.
+
+    Raises:
+        UserError: no check is called so.
+    """
+    if unknown := [name for name in only if name not in CHECKS]:
+        raise UserError(f"no check is called '{unknown[0]}'. Known: {', '.join(CHECKS)}")
+    return only or list(CHECKS)
 
 
 def verdict(name: str, subject: Subject) -> CheckResult:

@@ -7,7 +7,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ouroboros_core.contracts import Halt, Slot
+from ouroboros_core import accounting
+from ouroboros_core.accounting import MeanDepth
+from ouroboros_core.contracts import Depth, Halt, Slot
 from ouroboros_core.ops import Add, LowRank
 from ouroboros_core.options import NoOptions, Options
 from ouroboros_plugins.halters.act import ACTHalter
@@ -35,16 +37,14 @@ def norm(forward):
     return lambda facts: type("Norm", (nn.Module,), {"forward": lambda self, state, turn: forward(state, turn)})()
 
 
-def halter(stop, share=lambda new, turn: None, weighted=False):
+def halter(stop, share=lambda new, turn: None, weighted=False, adaptive=True):
     """A halter without parameters, that may stop early."""
 
     class Halter(nn.Module):
-        adaptive = True
-
         def forward(self, old, new, turn):
             return Halt(stop(old, new, turn), share(new, turn))
 
-    Halter.weighted = weighted
+    Halter.weighted, Halter.adaptive = weighted, adaptive
     return lambda facts: Halter()
 
 
@@ -188,6 +188,11 @@ class Misses(ACTHalter):
         return Halt(turn.spent + p >= 1 - self.epsilon, p)
 
 
+def early(old, new, turn):
+    """Some tokens stop after the first turn."""
+    return turn.mask & (new[..., 0] > 0)
+
+
 def not_at_first(new, turn):
     """No share at the first turn, all of it at the last."""
     return None if turn.index == 0 else torch.full(turn.mask.shape, float(turn.last))
@@ -224,6 +229,7 @@ def step_noise(state, turn):
 FUTURE = r"the model sees the future: logits up to position \d+ moved"
 NEIGHBOURS = "a part mixes the rows of a batch"
 SHARES = {"gives_shares": True}
+PROMISE = {"starts_null": True}
 DEFECTS = {
     "pooling over later tokens": Defect(
         Slot.GATE, gate(lambda old, new, turn: new + late_mean(new)),
@@ -293,10 +299,71 @@ DEFECTS = {
             "counting": r"loops\.0\.norm\.scale is a parameter and does not learn",
             "gradients": r"dead parameters: .*norm\.scale"}),
     "an adapter that changes weights": Defect(
-        Slot.ADAPTER, lambda facts: Rewrites(), {"identity": "with neutral parts the model is not its kept layers"}),
+        Slot.ADAPTER, lambda facts: Rewrites(), {
+            "identity": "with neutral parts the model is not its kept layers",
+            "start": r"adapter 'faulty' at its start moves logits by .* it promises to start as nothing"}, PROMISE),
     "a null part that adds something": Defect(
         Slot.ENTRY, lambda facts: AddsInNull(), {"identity": "with neutral parts the model is not"}, {"null": True}),
+    "a modulator that promises to start as nothing and adds something": Defect(
+        Slot.MODULATOR, norm(lambda state, turn: {"state": [Add(torch.full(state.shape[-1:], 0.01))]}),
+        {"start": "modulator 'faulty' at its start moves logits by .* it promises to start as nothing"}, PROMISE),
+    "a gate that promises to start as nothing and keeps old states": Defect(
+        Slot.GATE, gate(lambda old, new, turn: 0.1 * old + 0.9 * new),
+        {"start": "gate 'faulty' at its start moves logits by"},
+        {"starts_null": lambda options: options == NoOptions()}),
+    "a halter that stops tokens and says that it does not": Defect(
+        Slot.HALTER, halter(early, adaptive=False),
+        {"exits": "halter 'faulty' stops tokens early and says that it is not adaptive"}),
+    "a halter that promises to start as nothing and stops": Defect(
+        Slot.HALTER, halter(early),
+        {"start": "halter 'faulty' at its start changes how many turns a token takes"}, PROMISE),
     "a part that breaks off": Defect(
         Slot.GATE, gate(lambda old, new, turn: new.view(3, -1)),
         dict.fromkeys(("padding", "precision", "gradients", "exits"), "a part breaks off: RuntimeError")),
 }  # fmt: skip
+
+
+# Faulty bookkeeping: what is put in the place of a function of `accounting`, given the real one
+
+
+def one_turn_for_all(real):
+    return lambda model, length, depth=None: real(model, length, Depth.full(1))
+
+
+def with_a_teacher(real):
+    """Training also counts a forward pass of another model: here, of this one."""
+    return lambda model, length, depth=None: (
+        real(model, length, depth) + accounting.flops_per_token(model, length, depth)
+    )
+
+
+def without_backward(real):
+    return lambda model, length, depth=None: accounting.flops_per_token(model, length, depth)
+
+
+def every_turn_with_gradient(real):
+    return lambda *run: MeanDepth(real(*run).turns, real(*run).turns)
+
+
+def a_slot_for_each_layer(real):
+    return lambda model: (
+        real(model)
+        * len(model.split.order)
+        // sum(model.turns if i in model.split.looped else 1 for i in model.split.order)
+    )
+
+
+def a_key_for_each_query(real):
+    config = "num_attention_heads", "num_key_value_heads"
+    return lambda model: real(model) * getattr(model.base.config, config[0]) // getattr(model.base.config, config[1])
+
+
+MISCOUNTED = {  # the function, what it becomes, and what the check has to say
+    "operations of one turn": ("flops_per_token", one_turn_for_all, "forward operations"),
+    "training of one turn": ("train_flops_per_token", one_turn_for_all, "training operations"),
+    "operations of the teacher": ("train_flops_per_token", with_a_teacher, "training operations"),
+    "no backward pass": ("train_flops_per_token", without_backward, "training operations"),
+    "a backward pass for every turn": ("mean_depth", every_turn_with_gradient, "training operations"),
+    "a cache without turns": ("kv_bytes_per_token", a_slot_for_each_layer, "bytes of keys and values"),
+    "a cache of query heads": ("kv_bytes_per_token", a_key_for_each_query, "bytes of keys and values"),
+}

@@ -4,14 +4,16 @@ import re
 
 import pytest
 
+from ouroboros_core import accounting
 from ouroboros_core.conformance import CHECKS, conformance
+from ouroboros_core.conformance.start import SLOTS, promises
 from ouroboros_core.contracts import Part
 from ouroboros_core.errors import UserError
 from ouroboros_core.hooks import hookimpl
 from ouroboros_core.host import PluginHost
 from ouroboros_core.resolve import resolve
 from ouroboros_core.testing import assert_conforms, tiny_config
-from tests.core.planted import DEFECTS
+from tests.core.planted import DEFECTS, MISCOUNTED
 
 NONE = {slot: {"use": "none"} for slot in ("modulator", "norm", "gate")}
 PLAIN = {**NONE, "adapter": {"use": "coda-lora"}}
@@ -42,8 +44,18 @@ def test_a_planted_defect_is_caught_by_name(defect):
         assert re.search(words, result.detail), result.detail
 
 
+@pytest.mark.parametrize(("name", "faulty", "what"), MISCOUNTED.values(), ids=MISCOUNTED)
+def test_a_wrong_count_is_caught(host, monkeypatch, name, faulty, what):
+    monkeypatch.setattr(accounting, name, faulty(getattr(accounting, name)))
+    settings = resolve(host, [PLAIN, {"schedule": {"with_gradient": 2}}])
+    (found,) = conformance(settings, host, ["operations"], tiny_config())
+    assert not found.passed
+    assert re.search(rf"^\d+ {what} a token are counted, and there are \d+: ", found.detail), found.detail
+
+
 def test_every_check_is_proved_by_a_defect():
-    assert {name for defect in DEFECTS.values() for name in defect.caught} == set(CHECKS)
+    elsewhere = {"operations", "cached", "gathered"}  # by miscounts, and in test_decoding_checks
+    assert {name for defect in DEFECTS.values() for name in defect.caught} | elsewhere == set(CHECKS)
 
 
 def test_the_parts_that_the_defects_are_laid_over_pass(host):
@@ -89,6 +101,45 @@ def test_learned_exits_and_splitters_that_measure_pass(host):
 
 def test_exits_of_several_loops_are_asked_only_what_the_trace_tells(host):
     assert_conforms(host, NONE, {"halter": {"use": "act"}, "splitter": {"use": "sequence"}})
+
+
+STARTS = [  # every part that promises to start as nothing, some beside others
+    {"modulator": {"use": "controller"}},
+    {"modulator": {"use": "static"}, "adapter": {"use": "coda-lora"}},
+    {"modulator": {"use": "lora", "start": "zero"}, "norm": {"use": "per-level"}},
+    {"modulator": {"use": ["level-signal", "step-scale"]},
+     "adapter": {"use": ["coda-lora", "unfreeze"], "unfreeze": {"layers": 1}}},
+    {"modulator": {"use": "step-embedding", "kind": "learned"}, "adapter": {"use": "unfreeze", "layers": 1}},
+    {"modulator": {"use": "step-scale", "on": "output"}, "adapter": {"use": "full"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", STARTS, ids=str)
+def test_what_promises_to_start_as_nothing_does(host, layer):
+    settings = resolve(host, [{"gate": {"use": "highway"}, "entry": {"use": "noise-concat"}}, layer])
+    (found,) = conformance(settings, host, ["start"], tiny_config())
+    assert found.passed, found.detail
+    told = [f"{slot} {name}" for slot, values in layer.items() for name in named(values["use"])]
+    assert sorted(found.detail.removesuffix(": as if it were not there").split(", ")) == sorted(told)
+
+
+def named(use):
+    return use if isinstance(use, list) else [use]
+
+
+def test_every_part_that_promises_it_is_among_them(host):
+    offered = {(slot, part.name) for slot in SLOTS for _, part in host.parts(slot) if part.starts_null}
+    assert offered == {
+        (slot, name) for layer in STARTS for slot, values in layer.items() for name in named(values["use"])
+    }
+
+
+def test_a_promise_may_depend_on_the_options(host):
+    for options, promised in (({"start": "svd"}, False), ({"start": "zero"}, True)):
+        settings = resolve(host, [{"modulator": {"use": "lora", **options}}])
+        assert promises(settings.one("modulator")) is promised
+    waves = resolve(host, [{"modulator": {"use": "step-embedding", "kind": "learned", "positions": True}}])
+    assert not promises(waves.one("modulator"))
 
 
 def test_a_mistake_in_the_settings_is_no_failed_check(host):
