@@ -12,7 +12,7 @@ import torch
 from ouroboros_core import pretrained
 from ouroboros_core.build import build
 from ouroboros_core.host import PluginHost
-from ouroboros_core.model import StockLM
+from ouroboros_core.kept import StockLM
 from ouroboros_core.resolve import resolve
 
 
@@ -26,11 +26,11 @@ def main(rounds: int = 9) -> None:
     ids = torch.randint(0, base.model.config.vocab_size, (settings.train.batch, settings.data.length))
 
     def step() -> None:
-        built.model(ids).nll(ids).sum().backward()
+        built.model.trace(ids).nll(ids).sum().backward()
 
     jobs: dict[str, Callable[[], object]] = {
-        "intact forward": torch.no_grad()(lambda: stock(ids).nll(ids)),
-        "recursive forward": torch.no_grad()(lambda: built.model(ids).nll(ids)),
+        "intact forward": torch.no_grad()(lambda: stock.trace(ids).nll(ids)),
+        "recursive forward": torch.no_grad()(lambda: built.model.trace(ids).nll(ids)),
         "recursive step": step,
     }
     taken: dict[str, list[float]] = {name: [] for name in jobs}
