@@ -121,7 +121,7 @@ class Tally:
         self.taken = self.taken + self.running
         if halt.share is not None:
             share = halt.share * self.running
-            self.weighted = self.weighted + share[..., None] * state
+            self.weighted = torch.addcmul(self.weighted, share[..., None], state.float())
             self.spent = self.spent + share
             self.remainder = torch.where(self.running & (halt.stop | last), share, self.remainder)
             self.shares.append(share)

@@ -714,3 +714,20 @@ def test_the_kept_layers_alone_decode_with_the_librarys_cache(make, host, ids):
     asked = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     assert torch.equal(alone.generate(ids, **asked), alone.generate(ids, use_cache=False, **asked))
     assert [layer.self_attn.layer_idx for layer in intact.model.layers] == list(range(6))  # the intact model's stay
+
+
+@pytest.mark.parametrize(("adapter", "plain"), [("none", True), ("coda-lora", False), ("full", False)])
+@torch.no_grad()
+def test_a_few_tokens_of_a_bfloat16_model_are_read_nearly_as_many_are(adapter, plain, make):
+    model = make(tiny_model().bfloat16(), adapter={"use": adapter}).model.eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.loops.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    few = torch.randint(1, 300, (1, 8), generator=generator)
+    many = few.expand(4, -1)
+    assert model.plain is plain
+    alone, together = model.trace(few).logits().float(), model.trace(many).logits()[:1].float()
+    assert alone.dtype == together.dtype
+    assert (alone - together).abs().mean() < 0.02 * together.abs().mean()
+    asked = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert model.generate(few, **asked).shape == (1, 12)
