@@ -95,7 +95,7 @@ def sections_of(asked: Asked) -> list[str]:
         raise UserError(f"no section is called '{unknown[0]}'. Known: {', '.join(SECTIONS)}")
     given = {"tasks": asked.tasks, "cache": asked.cache}
     if empty := [name for name in asked.only if not given.get(name, True)]:
-        raise UserError(f"section '{empty[0]}' needs names: say which {NAMED[empty[0]]}")
+        raise UserError(f"section '{empty[0]}' needs names: {NAMED[empty[0]]}")
     numbers = [("turns", turns) for turns in asked.turns]
     numbers += [(name, value) for name in ("tokens", "batch", "limit") if (value := getattr(asked, name)) is not None]
     if few := [(name, value) for name, value in numbers if value < LEAST[name]]:
@@ -225,7 +225,7 @@ def _tasks(subject: Examination) -> dict[str, Any]:
 SECTIONS: Mapping[str, Callable[[Examination], Any]] = {  # names that may be wrong are looked up first
     "tasks": _tasks, "cache": _cache, "loss": _loss, "depth": _depth, "residuals": _residuals, "halting": _halting,
 }  # fmt: skip
-NAMED = {"tasks": "tasks", "cache": "policies"}  # sections that somebody must name something for
+NAMED = {"tasks": "say which tasks, --tasks arc_easy,piqa", "cache": "say which policies, --cache last,modulo:2"}
 
 
 def must_be_its_text(folder: Path, text: Text, source: str) -> None:

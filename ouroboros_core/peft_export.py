@@ -97,6 +97,7 @@ def to_peft(model: RecursiveLM, tokenizer: Any, folder: Path | str, turns: int |
         tokenizer.save_pretrained(aside / BASE)
         stock.name_or_path = str(folder / BASE)  # what PEFT will call the base
         _adapted(stock, changes).save_pretrained(aside / ADAPTER, save_embedding_layers=False)
+        (aside / ADAPTER / "README.md").unlink(missing_ok=True)  # PEFT's template, which names another base
 
 
 def _by_turn(model: RecursiveLM, turns: int) -> Iterator[tuple[Call, str, Change]]:

@@ -71,7 +71,7 @@ def policy_losses(
     named = {name: parse_policy(name) for name in (EACH, *policies)}
     found: dict[str, list[PolicyLoss]] = {}
     for domain in domains:
-        rows = domain.blocks[: max(1, tokens // domain.blocks.shape[1])]
+        rows = domain.blocks[: max(1, tokens // (domain.blocks.shape[1] - 1))]  # a block's last token is a label only
         tell = partial(_tell, done, domain.name, len(rows) * len(named))
         read = {name: _read(model, rows, shared, batch, tell) for name, shared in named.items()}
         found[domain.name] = [_compared(name, one, read[EACH], resamples) for name, one in read.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsons
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,8 +58,13 @@ def _asked(given: dict[str, Any]) -> Asked:
         turns = [int(text) for text in names.pop("turns")]
     except ValueError as error:
         raise UserError(f"--turns {given['turns']}: give whole numbers, for example --turns 1,2,4") from error
-    several = {name: given[name] or [] for name in ("only", "domains")}
+    several = {name: _several(given[name] or []) for name in ("only", "domains")}
     return Asked(**{**given, **several, **names, "turns": turns})
+
+
+def _several(given: Sequence[str]) -> list[str]:
+    """What an option was given, again and again or as a,b,c."""
+    return [one.strip() for text in given for one in text.split(",") if one.strip()]
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:

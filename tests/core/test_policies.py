@@ -59,7 +59,7 @@ def test_bytes_are_those_of_the_slots(model, domain):
 @torch.no_grad()
 def test_only_so_many_tokens_are_read_and_each_batch_is_told(model, domain):
     heard = []
-    tokens = 3 * LENGTH + 5
+    tokens = 4 * (LENGTH - 1) - 1
     (one, _) = policy_losses(
         model, [domain], ["last"], tokens=tokens, batch=2, done=lambda *told: heard.append(told)
     )["near"]  # fmt: skip
