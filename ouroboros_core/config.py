@@ -58,7 +58,7 @@ class RecursiveConfig(PreTrainedConfig):
         """
         try:
             self._fill_in(**kwargs)
-        except (LookupError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        except (UserError, LookupError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(f"config.json is damaged: this is no config of a recursive model ({said})") from error
         register_model()
@@ -80,7 +80,14 @@ class RecursiveConfig(PreTrainedConfig):
             self.lay_out(self.turns, self.shared_slots)
 
     def lay_out(self, turns: int, shared_slots: int | None) -> None:
-        """Change the number of turns, or how many slots they share."""
+        """Change the number of turns, or how many slots they share.
+
+        Raises:
+            UserError: a number that is none, or less than one.
+        """
+        for name, number in (("turns", turns), ("shared_slots", 1 if shared_slots is None else shared_slots)):
+            if not isinstance(number, int) or number < 1:
+                raise UserError(f"{name} = {number!r}: expected a whole number of 1 or more")
         self.turns, self.shared_slots = turns, shared_slots
         layers = self.slots.layers
         self.num_hidden_layers = len(layers)

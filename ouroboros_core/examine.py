@@ -48,19 +48,6 @@ class Asked:
     cache: Sequence[str] = ()  # policies
 
 
-def load_finished(folder: Path, host: PluginHost | None = None) -> Loaded:
-    """The trained model of a run that is finished.
-
-    Raises:
-        UserError: this is no run folder, the run is not finished, or it is not what it was.
-    """
-    host = host or PluginHost.installed()
-    rundir.settings_of(folder, host)
-    if not (folder / weights.PARTS).is_file():
-        raise UserError(f"{folder} is not finished: it has no {weights.PARTS}. Go on with: ouro run --resume {folder}")
-    return rundir.load_run(folder, host)
-
-
 def examine(
     loaded: Loaded, folder: Path, asked: Asked | None = None, reporter: Reporter | None = None, *,
     host: PluginHost | None = None,
@@ -214,6 +201,8 @@ def _tasks(subject: Examination) -> dict[str, Any]:
     from ouroboros_core.tasks import evaluate_tasks
 
     asked, tokenizer = subject.asked, subject.loaded.base.tokenizer
+    if not subject.model.config.causal:
+        raise UserError("a part lets tokens see later ones, the answers too: no task can be asked")
     ask = partial(evaluate_tasks, folder=asked.tasks_from, limit=asked.limit, batch=subject.settings.eval.batch)
     plain = {name: model.base if isinstance(model, StockLM) else model for name, model in subject.models.items()}
     return {

@@ -28,7 +28,7 @@ from ouroboros_core.resolve import resolve
 from ouroboros_core.rundir import read_json
 from ouroboros_core.settings import Settings
 from ouroboros_core.split import Split
-from ouroboros_core.weights import PARTS, load_parts, must_be_as_written, save_parts
+from ouroboros_core.weights import CHECKSUM, PARTS, load_parts, must_be_as_written, must_be_for, save_parts, seal
 
 WHOLE, CHECKSUMS = "model*.safetensors", "model.sha256"
 ONE, INDEX, WHOLE_AND_INDEX = "model.safetensors", "model.safetensors.index.json", "model*.safetensors*"
@@ -51,6 +51,8 @@ def save(model: RecursiveLM, folder: str | os.PathLike[str], *, merge_base: bool
         raise UserError("the model does not know the name of its base: save the whole with merge_base=True")
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.glob(WHOLE_AND_INDEX))
+    if before and not (folder / CHECKSUMS).is_file():
+        raise UserError(f"{folder} holds another model, perhaps the base: save into a folder of its own")
     if merge_base:
         before -= _save_whole(model, folder)
     else:
@@ -68,6 +70,8 @@ def describe(model: RecursiveLM, folder: Path) -> None:
         model.config.tables = {**tables, "base": kept}
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
+    for checksums in (CHECKSUM, CHECKSUMS):
+        seal(folder, checksums, model.config.tables or {}, model.config.split or {})
 
 
 def load(
@@ -80,7 +84,7 @@ def load(
 
     Args:
         name: the folder, or a Hugging Face id (with `revision`, `cache_dir` and `token`).
-        base_model: where the base is now, if it is not where it was; it must be the same to the bit.
+        base_model: where the base is now, if it is not where it was; its fingerprint must be the same.
         turns: to take; None: those of the config.
         dtype: to compute in, "bfloat16" or "float32"; None: as it was trained.
         device_map: one device, such as "cuda"; None: the CPU.
@@ -101,7 +105,7 @@ def load(
     if how is None:
         raise UserError(f"{folder} has no weights, neither {PARTS} nor {WHOLE}: the run did not finish, or lost them")
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # building draws initial values, which are replaced
-        model = how(folder, config, settings, host, attn_implementation)
+        model = how(folder, config, settings, host, attn_implementation or config._attn_implementation)
     model.config.lay_out(config.turns, config.shared_slots)
     model.config.architectures = config.architectures
     if (folder / GENERATION_CONFIG_NAME).is_file() and read_json(folder / GENERATION_CONFIG_NAME):
@@ -167,6 +171,7 @@ def _on_base(folder: Path, config: RecursiveConfig, settings: Settings, host: Pl
     model = build(settings, host, base.model, split=Split.from_dict(config.split or {}), fill_bases=False).model
     model.config.base = {**base.told(settings.base), "dtype": trained.dtype}
     load_parts(model, folder)
+    must_be_for(folder, CHECKSUM, config.tables or {}, config.split or {})
     return model
 
 
@@ -180,6 +185,7 @@ def _whole(folder: Path, config: RecursiveConfig, settings: Settings, host: Plug
     model = built.model
     model.split, model.config.split, model.config.base = split, config.split, config.base
     must_be_as_written(folder, CHECKSUMS, [path.name for path in folder.glob(WHOLE)])
+    must_be_for(folder, CHECKSUMS, config.tables or {}, config.split or {})
     try:
         missing, unexpected = load_torch_model(model, folder if (folder / INDEX).exists() else folder / ONE)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

@@ -19,6 +19,7 @@ class SumsLayer(CacheLayerMixin):
 
     is_sliding = False
     supports_early_init = False
+    is_compileable = True  # else the library takes a cache of fixed size for one that grows, and makes no mask
 
     def __init__(self) -> None:
         super().__init__()

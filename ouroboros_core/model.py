@@ -17,11 +17,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ouroboros_core.anatomy import Anatomy, HFModel
 from ouroboros_core.config import RecursiveConfig, config_of
-from ouroboros_core.contracts import SITES, Depth
+from ouroboros_core.contracts import Depth
 from ouroboros_core.errors import UserError
 from ouroboros_core.kept import kept_layers
 from ouroboros_core.loop import Parts
-from ouroboros_core.ops import STATE, Site, Tap, Taps
+from ouroboros_core.ops import Tap, Taps, sites
 from ouroboros_core.passing import ForwardPass, exactly, tokens_of
 from ouroboros_core.split import Segment, Split
 from ouroboros_core.trace import Trace
@@ -67,7 +67,7 @@ class RecursiveLM(PreTrainedModel, GenerationMixin):
         self._dtype, self.plain = self.head.weight.dtype, False
         self.loops = nn.ModuleList(parts)
         looped = [segment for segment in split.segments if segment.looped]
-        self.sites = [sites(segment) for segment in looped]
+        self.sites = [sites(len(segment.layers)) for segment in looped]
         self.taps: list[Taps] = [
             {**self._tapped(segment), **at} for segment, at in zip(looped, self.sites, strict=True)
         ]
@@ -85,12 +85,19 @@ class RecursiveLM(PreTrainedModel, GenerationMixin):
 
     def train(self, mode: bool = True) -> Self:
         """As in torch. Whoever is done with training asks for `eval`: what has been adapted by then is known."""
-        self.plain = all(weight.dtype == self.dtype for weight in self.base.parameters())  # layers need no cast
+        self._notice_dtypes()
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._dtype = fn(torch.empty(0, dtype=self._dtype, device=self.device)).dtype  # the user's own cast
-        return super()._apply(fn, recurse)
+        moved = super()._apply(fn, recurse)
+        self._notice_dtypes()
+        return moved
+
+    def _notice_dtypes(self) -> None:
+        layers = all(weight.dtype == self.dtype for weight in self.base.parameters())
+        masters = all(t.dtype == torch.float32 for t in self.loops.state_dict().values() if t.is_floating_point())
+        self.plain = layers and masters  # nothing needs a cast that autocast would make
 
     def layer(self, index: int) -> nn.Module:
         """A kept layer by its number in the intact model."""
@@ -194,8 +201,8 @@ class RecursiveLM(PreTrainedModel, GenerationMixin):
     def laid_out(self, turns: int, shared_slots: int | None = None) -> Iterator[None]:
         """Within this scope the model takes another number of turns, or its turns share cache slots."""
         before = self.config.turns, self.config.shared_slots
-        self.config.lay_out(turns, shared_slots)
         try:
+            self.config.lay_out(turns, shared_slots)
             yield
         finally:
             self.config.lay_out(*before)
@@ -241,9 +248,3 @@ class RecursiveLM(PreTrainedModel, GenerationMixin):
             for place, index in enumerate(segment.layers)
             for name, linear in self.anatomy.linears(self.layer(index)).items()
         }
-
-
-def sites(segment: Segment) -> dict[str, Site]:
-    """The places in the stream of states of a block: its input, and three in each residual branch."""
-    inside = [f"{place}.{site}" for place in range(len(segment.layers)) for site in SITES]
-    return {name: Site(name) for name in (STATE, *inside)}

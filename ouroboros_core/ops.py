@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ouroboros_core.facts import SITES
+
 STATE = "state"  # the block's input
 
 
@@ -124,6 +126,12 @@ class Site:
 
 
 Taps = Mapping[str, Tap | Site]
+
+
+def sites(layers: int) -> dict[str, Site]:
+    """The places in the stream of states of a block of so many layers: its input, and three in each branch."""
+    inside = [f"{layer}.{site}" for layer in range(layers) for site in SITES]
+    return {name: Site(name) for name in (STATE, *inside)}
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ class Pretrained:
 
     def told(self, settings: BaseSettings) -> dict[str, Any]:
         """Where it is, and what it must be: for the config of a model that is saved without it."""
-        return {"name": settings.name, "revision": settings.revision, "fingerprint": self.fingerprint}
+        told = {"name": settings.name, "revision": settings.revision, "dtype": settings.dtype}
+        return {**told, "fingerprint": self.fingerprint}
 
 
 def load(base: BaseSettings, seed: int = 0, attention: str | None = None) -> Pretrained:

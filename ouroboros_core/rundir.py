@@ -23,7 +23,7 @@ from ouroboros_core.host import PluginHost
 from ouroboros_core.pretrained import Pretrained
 from ouroboros_core.resolve import read_file, resolve
 from ouroboros_core.settings import TABLES, Settings
-from ouroboros_core.weights import PARTS, load_parts
+from ouroboros_core.weights import CHECKSUM, PARTS, load_parts, must_be_for
 
 RESOLVED, MANIFEST, EVALUATION, LAYERS = "resolved.toml", "manifest.json", "evaluation.json", "layers.json"
 
@@ -102,6 +102,7 @@ def load_run(folder: Path | str, host: PluginHost | None = None) -> Loaded:
     built = build(settings, host, base.model, statistics, fill_bases=False)
     built.model.config.base = base.told(settings.base)
     load_parts(built.model, folder)
+    must_be_for(folder, CHECKSUM, read_file(folder / RESOLVED), {})
     built.model.eval()
     return Loaded(built, base, settings)
 

@@ -109,7 +109,7 @@ class AsIfEnded:
 
     def normed(self, state: Tensor) -> Tensor:
         """The base's final norm. (B, T, D) -> (B, T, D)."""
-        return self.probe.model.finish(state.to(self.probe.model.dtype))
+        return self.probe.model.finish(state.to(self.probe.model.dtype)).to(state.dtype)
 
     def logits(self, state: Tensor) -> Tensor:
         """Coda, final norm and head. (B, T, D) -> (B, T, V)."""

@@ -32,14 +32,14 @@ def examine_and_show(folder: Path, given: dict[str, Any], *, third_party: bool, 
     """Examine, print the tables, or JSON, on stdout, and write the result into the run folder."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with watching(quiet) as display:
-        from ouroboros_core.examine import examine, load_finished, sections_of
+        from ouroboros_core.examine import examine, sections_of
         from ouroboros_core.host import PluginHost
-        from ouroboros_core.rundir import write_json
+        from ouroboros_core.rundir import load_run, write_json
 
         asked = _asked(given)
         sections_of(asked)  # a mistake is told before anything is loaded
         host = PluginHost.installed(third_party=third_party)
-        found = examine(load_finished(folder, host), folder, asked, display, host=host)
+        found = examine(load_run(folder, host), folder, asked, display, host=host)
     console = Console()
     if json:
         print(jsons.dumps({"folder": str(folder), **found}, indent=2))

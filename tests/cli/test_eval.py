@@ -116,7 +116,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(ouro, finished, arguments, said
 def test_what_is_no_finished_run_gets_one_line(ouro, finished, tmp_path):
     assert "nowhere is no run folder" in refused(ouro(tmp_path / "nowhere"))
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("parts.*", "eval.json"))
-    assert "is not finished: it has no parts.safetensors" in refused(ouro(tmp_path / "run"))
+    assert "has no parts.safetensors: the run did not finish" in refused(ouro(tmp_path / "run"))
     assert not (tmp_path / "run" / "eval.json").exists()
 
 

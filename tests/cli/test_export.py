@@ -148,7 +148,10 @@ def unfinished(place):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-DAMAGED = r"parts\.safetensors is damaged: it is not what parts\.sha256 says was written$"
+DAMAGED = (
+    r"(parts\.safetensors is damaged: it is not what parts\.sha256 says was written"
+    r"|its parts are not those that were trained: a file that says them was changed)$"
+)
 NO_LIST = r"parts\.sha256 is damaged: it is no list of checksums$"
 WRONG = {
     "a byte of the parts": (flipped("parts.safetensors"), DAMAGED),

@@ -12,11 +12,12 @@ from ouroboros_core import policies
 from ouroboros_core.contracts import Depth
 from ouroboros_core.data import align
 from ouroboros_core.errors import UserError
-from ouroboros_core.examine import Asked, examine, load_finished
+from ouroboros_core.examine import Asked, examine
 from ouroboros_core.judge import CONTROL, INTACT, KEPT, TRAINED
 from ouroboros_core.losses import IGNORE
 from ouroboros_core.resolve import resolve
 from ouroboros_core.run import read_text, run
+from ouroboros_core.rundir import load_run
 from ouroboros_core.testing import WORDS, tiny_base
 
 DEFAULT = ["loss", "depth", "residuals", "halting"]
@@ -63,7 +64,7 @@ def plain(trained):
 @pytest.fixture(scope="module")
 def loaded(plain, host):
     """Its model."""
-    return load_finished(plain, host)
+    return load_run(plain, host)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_nothing_is_written(loaded, plain, host):
 
 def test_an_adaptive_halter_is_reported_by_domain_and_its_depth_is_a_cap(trained, host):
     folder = trained("stopping", halter={"use": "latent-diff", "threshold": 1e6})
-    found = examine(load_finished(folder, host), folder, Asked(only=DEFAULT), host=host)
+    found = examine(load_run(folder, host), folder, Asked(only=DEFAULT), host=host)
     assert found["depth"]["cap"]
     assert found["residuals"]["held_back"]
     assert found["halting"].keys() == found["loss"]["domains"].keys()
@@ -248,10 +249,10 @@ def test_what_cannot_be_is_refused(loaded, plain, host, asked, said):
 def test_a_run_that_is_not_finished_is_refused_and_told_how_to_go_on(plain, host, tmp_path):
     shutil.copytree(plain, tmp_path / "run")
     (tmp_path / "run" / "parts.safetensors").unlink()
-    with pytest.raises(UserError, match=r"is not finished: it has no parts.safetensors. .* ouro run --resume .*run"):
-        load_finished(tmp_path / "run", host)
+    with pytest.raises(UserError, match=r"the run did not finish. Go on with: ouro run --resume .*run"):
+        load_run(tmp_path / "run", host)
     with pytest.raises(UserError, match="is no run folder"):
-        load_finished(tmp_path, host)
+        load_run(tmp_path, host)
 
 
 def test_a_training_source_that_has_changed_is_refused(loaded, plain, place, host):
@@ -266,7 +267,7 @@ def test_a_training_source_that_has_changed_is_refused(loaded, plain, place, hos
 
 def test_held_out_text_of_another_source_may_change(trained, place, host):
     folder = trained("plain-too")
-    loaded, new = load_finished(folder, host), place / "other" / "new.txt"
+    loaded, new = load_run(folder, host), place / "other" / "new.txt"
     new.write_text("the people of this nation know what they have to do now " * 10)
     try:
         assert examine(loaded, folder, Asked(only=["depth"], turns=[1]), host=host)["depth"]
@@ -278,5 +279,5 @@ def test_a_base_of_random_weights_has_no_intact_model_to_compare_with(trained, h
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6,
               "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
     folder = trained("random", base={"config": config}, adapter={"use": "full"})
-    found = examine(load_finished(folder, host), folder, Asked(only=["loss"]), host=host)
+    found = examine(load_run(folder, host), folder, Asked(only=["loss"]), host=host)
     assert list(found["loss"]["domains"]["near"]["models"]) == [KEPT, TRAINED]

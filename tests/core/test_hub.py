@@ -333,6 +333,29 @@ def test_a_model_whose_base_has_no_name_is_saved_whole_or_not_at_all(make, ids, 
     assert torch.equal(logits(RecursiveLM.from_pretrained(tmp_path / "saved"), ids), logits(model, ids))
 
 
+@pytest.mark.parametrize(("what", "change"), [
+    ("parts", lambda told: told["tables"]["modulator"].update(alpha=96.0)),
+    ("parts", lambda told: told["tables"]["gate"].update(bias=-1.0)),
+    ("layers", lambda told: told["split"]["segments"][1].update(layers=[4])),
+])  # fmt: skip
+@pytest.mark.parametrize("whole", [False, True])
+def test_other_parts_or_layers_than_were_trained_are_refused(what, change, whole, trained, tmp_path):
+    trained("untied").save_pretrained(tmp_path / "saved", merge_base=whole)
+    config = tmp_path / "saved" / "config.json"
+    told = json.loads(config.read_text())
+    change(told)
+    config.write_text(json.dumps(told))
+    refused(tmp_path / "saved", rf"its {what} are not those that were trained")
+
+
+def test_a_folder_with_a_model_of_another_kind_is_left_alone(trained, bases, tmp_path):
+    shutil.copytree(bases["untied"], tmp_path / "base")
+    before = sorted(path.name for path in (tmp_path / "base").iterdir())
+    with pytest.raises(UserError, match="holds another model, perhaps the base: save into a folder of its own"):
+        trained("untied").save_pretrained(tmp_path / "base")
+    assert sorted(path.name for path in (tmp_path / "base").iterdir()) == before
+
+
 # What is damaged or missing
 
 
@@ -353,7 +376,7 @@ def edit(path, **changes):
 def test_damaged_weights_are_no_model(form, whole, damage, name):
     stem = "model" if whole else "parts"
     damage(form / name.format(stem))
-    refused(form, rf"{stem}\.(safetensors|sha256) is damaged: ")
+    refused(form, rf"{stem}\.(safetensors|sha256) is damaged: |its (parts|layers) are not those that were trained")
 
 
 @FORMS
@@ -402,7 +425,7 @@ def test_a_whole_of_other_shapes_is_another_model(trained, tmp_path):
         ({"split": None}, r"config\.json does not say which parts and layers the model has"),
         ({"split": {"total": 6}}, r"^config\.json is damaged: .* \(KeyError: 'segments'\)$"),
         ({"turns": "many"}, r"^config\.json is damaged: this is no config of a recursive model"),
-        ({"turns": 0}, r"^turns = 0: "),
+        ({"turns": 0}, r"turns = 0: "),
         ({"base_config": {"model_type": "unheard-of"}}, r"^config\.json is damaged: .*unheard-of"),
         ({"base_config": {"hidden_size": 32}}, r"^config\.json is damaged: .*model_type"),
         ({"tables": {"gate": {"use": "sigmod"}}}, r"config\.json: no gate is called 'sigmod'\. Did you mean 'sigmoid'"),

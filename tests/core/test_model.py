@@ -731,3 +731,40 @@ def test_a_few_tokens_of_a_bfloat16_model_are_read_nearly_as_many_are(adapter, p
     assert (alone - together).abs().mean() < 0.02 * together.abs().mean()
     asked = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     assert model.generate(few, **asked).shape == (1, 12)
+
+
+@torch.no_grad()
+def test_a_cache_of_fixed_size_decodes_what_one_that_grows_does_without_any_padding(make, randomise, ids):
+    model = make().model.eval()  # whose controller keeps sums in the cache
+    randomise(model.loops, 0.1)
+    asked = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    whole = model.generate(ids, use_cache=False, **asked)
+    assert torch.equal(model.generate(ids, **asked), whole)
+    assert torch.equal(model.generate(ids, cache_implementation="static", **asked), whole)
+
+
+@pytest.mark.parametrize("halter", ["fixed", "act", "kl", "latent-diff", "exit-gate", "ponder"])
+@torch.no_grad()
+def test_every_halter_decodes_on_a_bfloat16_base(halter, make):
+    about = {"objective": {"use": ["next-token", "exit-gate"]}} if halter in ("exit-gate", "ponder") else {}
+    model = make(tiny_model().bfloat16(), halter={"use": halter}, **about).model.eval()
+    assert model.trace(torch.arange(1, 9)[None]).logits().isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@torch.no_grad()
+def test_a_model_may_be_cast_and_reads_few_tokens_and_many(dtype, make, ids):
+    model = make(tiny_model()).model.eval().to(torch.bfloat16).to(dtype)
+    assert model.dtype == dtype
+    for tokens in (ids[:1, :4], torch.cat([ids] * 4)):
+        assert model.trace(tokens).logits().dtype == dtype
+
+
+def test_nonsense_numbers_are_refused_and_leave_the_model_as_it_was(make, ids):
+    model = make().model.eval()
+    turns = model.turns
+    for wrong in ({"turns": "4"}, {"turns": -1}, {"shared_slots": 0}, {"shared_slots": -1}):
+        with pytest.raises(UserError, match="expected a whole number of 1 or more"):
+            model.generate(ids, max_new_tokens=2, pad_token_id=0, **wrong)
+        assert (model.turns, model.config.shared_slots) == (turns, None)
+    assert model.generate(ids, max_new_tokens=2, pad_token_id=0).shape[1] == ids.shape[1] + 2
