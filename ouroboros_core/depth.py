@@ -17,6 +17,7 @@ from ouroboros_core.evaluation import Interval, interval, resampled, score
 from ouroboros_core.loop import Parts
 from ouroboros_core.losses import IGNORE
 from ouroboros_core.model import RecursiveLM
+from ouroboros_core.passing import may_stop
 
 Where = Literal["below", "at", "beyond"]
 Done = Callable[[int], None]  # hears how many rows have been read since it was last called
@@ -72,11 +73,6 @@ def depth_turns(trained: int, evaluated: int) -> list[int]:
     return sorted({trained, evaluated, *(2**power for power in range(most.bit_length()))})
 
 
-def adaptive(model: RecursiveLM) -> bool:
-    """Whether a token may stop before the last turn, at evaluation."""
-    return any(parts.halter.adaptive for parts in _loops(model.eval()))
-
-
 def depth_curve(
     model: RecursiveLM, domains: Sequence[Domain], turns: Sequence[int], *, trained: int, batch: int = 8,
     resamples: int = 2000, done: Done = lambda rows: None,
@@ -87,7 +83,7 @@ def depth_curve(
         trained: the most turns that a training step took.
         resamples: bootstrap resamples behind each interval.
     """
-    cap = adaptive(model)
+    cap = may_stop(model.eval())
 
     def row(domain: Domain, count: int) -> DepthRow:
         with model.laid_out(count):
@@ -115,7 +111,7 @@ def residuals(
     tokens that have stopped there is nothing to measure, and those that go on are the ones that have not settled. In
     bfloat16 a residual below 0.004 is rounding.
     """
-    held_back = adaptive(model)
+    held_back = may_stop(model.eval())
     measured: list[np.ndarray] = []
     with watched(model) as watcher:
         for domain in domains:

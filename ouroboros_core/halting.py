@@ -10,9 +10,10 @@ import torch
 
 from ouroboros_core.contracts import Depth
 from ouroboros_core.data import Domain, align
-from ouroboros_core.depth import Done, adaptive, finite
+from ouroboros_core.depth import Done, finite
 from ouroboros_core.losses import IGNORE
 from ouroboros_core.model import RecursiveLM
+from ouroboros_core.passing import may_stop
 from ouroboros_core.trace import to_the_end
 
 COLLAPSED = 0.95  # share of tokens; where more take one number of turns, the halter does not choose
@@ -54,7 +55,7 @@ def halting_report(
         turns: that a token may take in a loop; None: as many as at evaluation.
         done: hears how many rows have been read.
     """
-    if not adaptive(model):
+    if not may_stop(model.eval()):
         return None
     return {domain.name: _on(model, domain, turns or model.turns, batch, done) for domain in domains}
 

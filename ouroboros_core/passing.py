@@ -87,13 +87,18 @@ def tokens_of(like: Tensor, mask: Tensor | None, cache: Cache | None) -> Tokens:
     return Tokens(positions[:, -count:], mask[:, -count:].bool())
 
 
+def may_stop(model: RecursiveLM) -> bool:
+    """Whether a token may stop before the last turn, in the mode that the model is in."""
+    loops: Any = model.loops
+    return any(parts.halter.adaptive for parts in loops)
+
+
 def gathers(model: RecursiveLM) -> bool:
     """Whether only the tokens that have not stopped are computed."""
     if not model.gather or torch.is_grad_enabled():
         return False
     able = model.base.config._attn_implementation in GATHERABLE and model.config.causal
-    loops: Any = model.loops
-    return able and any(parts.halter.adaptive for parts in loops)
+    return able and may_stop(model)
 
 
 def exactly(model: RecursiveLM, embeds: Tensor) -> bool:

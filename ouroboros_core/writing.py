@@ -14,6 +14,7 @@ from ouroboros_core.devices import accelerator_for
 from ouroboros_core.errors import UserError
 from ouroboros_core.host import PluginHost
 from ouroboros_core.model import RecursiveLM
+from ouroboros_core.passing import may_stop
 from ouroboros_core.pieces import Heard, Pieces, turns_of_passes
 
 
@@ -149,12 +150,6 @@ def must_say_something(prompt: str) -> None:
 def most_turns(model: RecursiveLM, how: Decoding) -> int:
     """The most turns that a token can take, in all loops."""
     return (how.turns or model.turns) * len(model.loops)
-
-
-def may_stop(model: RecursiveLM) -> bool:
-    """Whether a halter can stop a token before the last turn."""
-    loops: Any = model.loops
-    return any(parts.halter.adaptive for parts in loops)
 
 
 def _tell_best(found: Any, prompt: int, pieces: Pieces) -> None:

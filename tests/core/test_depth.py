@@ -12,7 +12,7 @@ from torch import nn
 
 from ouroboros_core.contracts import Depth
 from ouroboros_core.data import Domain
-from ouroboros_core.depth import adaptive, depth_curve, depth_turns, residuals, where
+from ouroboros_core.depth import depth_curve, depth_turns, residuals, where
 from ouroboros_core.losses import IGNORE
 
 
@@ -90,9 +90,9 @@ def test_with_an_adaptive_halter_the_turns_are_a_cap_and_the_curve_says_so(make)
     assert losses[:2] == [row.loss for row in whole.domains["near"][:2]]
 
 
-def test_an_adaptive_halter_is_told_in_training_mode_too(make):
+def test_an_adaptive_halter_is_told_of_a_model_in_training_too(make):
     model = make(halter={"use": "latent-diff"}).model.train()
-    assert adaptive(model)
+    assert depth_curve(model, [text()], [1], trained=4, resamples=100).cap
 
 
 def test_the_curve_tells_of_every_row_it_reads(model):

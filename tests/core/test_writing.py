@@ -7,10 +7,11 @@ from transformers import PreTrainedTokenizerFast
 
 from ouroboros_core.contracts import Depth
 from ouroboros_core.errors import UserError
+from ouroboros_core.passing import may_stop
 from ouroboros_core.pieces import Pieces
 from ouroboros_core.policies import parse_policy
 from ouroboros_core.testing import tiny_tokenizer
-from ouroboros_core.writing import Decoding, encoded, may_stop, most_turns, write
+from ouroboros_core.writing import Decoding, encoded, most_turns, write
 
 PROMPT = "the state of our union"
 HALTERS = {"kl": {"threshold": 0.008}, "latent-diff": {"threshold": 0.1}}
