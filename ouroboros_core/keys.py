@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -43,7 +42,7 @@ class Slots:
         """Slots of one layer of the coda for the halter's questions; nothing is asked after the last turn."""
         return min(self.turns - 1, self.by_turn) if self.probed else 0
 
-    @cached_property
+    @property
     def layers(self) -> tuple[int, ...]:
         """The layer, by its number in the intact model, behind each slot."""
         found: list[int] = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ouroboros_core.contracts import Depth, Halt, Inside, Memory, Reader, Reads, Turn
+from ouroboros_core.contracts import Depth, Halt, Memory, Reader, Turn
 from ouroboros_core.few import Few, Going
 from ouroboros_core.ops import Ops, Taps, applied, merge
 
@@ -45,6 +45,8 @@ class Parts(nn.Module):
     """The parts that meet in a turn."""
 
     entry: Any  # not nn.Module, whose methods torch's types take for tensors
+    norm: Any
+    gate: Any
     halter: Any
 
     def __init__(
@@ -54,13 +56,13 @@ class Parts(nn.Module):
         self.entry, self.modulator, self.norm, self.gate, self.halter = entry, modulator, norm, gate, halter
 
     def ops(self, state: Tensor, turn: Turn) -> Ops:
-        """How this turn's block differs: the modulator's ops, and those of a norm or gate that acts inside it."""
-        inner = [part.inside(turn) for part in (self.norm, self.gate) if isinstance(part, Inside)]
+        """How this turn's block differs: the modulator's ops, and those of a norm or gate that is `Inside`."""
+        inner = [part.inside(turn) for part in (self.norm, self.gate) if hasattr(part, "inside")]
         return merge([self.modulator(state, turn), *inner])
 
     def read(self, state: Tensor) -> Tensor:
         """What the coda gets of a state. (B, T, D) -> (B, T, D)."""
-        return self.norm.read(state).to(state.dtype) if isinstance(self.norm, Reads) else state
+        return self.norm.read(state).to(state.dtype) if hasattr(self.norm, "read") else state
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -82,14 +82,18 @@ class SumsLayer(CacheLayerMixin):
         return -1
 
 
-@dataclass(frozen=True)
 class Sums:
-    """The running sums of one loop in one forward pass."""
+    """The running sums of one loop in one forward pass.
 
-    cache: Cache | None
-    loop: int  # which of the model's
-    mask: Tensor  # (B, T) bool: real tokens
-    carried: Carried = field(default_factory=Carried)
+    Args:
+        loop: which of the model's.
+        mask: (B, T) bool: real tokens.
+        stops: a token may stop before the last turn, and is to count with its last value.
+    """
+
+    def __init__(self, cache: Cache | None, loop: int, mask: Tensor, stops: bool = True) -> None:
+        self.cache, self.loop, self.mask, self.stops = cache, loop, mask, stops
+        self.carried = Carried()
 
     def keep(self, name: str, turn: int, values: Tensor) -> Tensor:
         """Sum along the rows, from what was before them. (B, T, ...) -> (B, T, ...)."""
@@ -97,8 +101,11 @@ class Sums:
         total = (values * real).cumsum(1)
         if self.cache is not None:
             sums, key = SumsLayer.of(self.cache).sums, (self.loop, turn, name)
-            total = total if key not in sums else total + sums[key][:, None]
-            sums[key] = total[:, -1]
+            if key not in sums:
+                sums[key] = total[:, -1].clone()  # a view would keep the sums of all tokens
+                return total
+            total = total + sums[key][:, None]
+            sums[key].copy_(total[:, -1])  # in place, as a compiled model needs it
         return total
 
     def skip(self, turn: int) -> None:
@@ -117,6 +124,7 @@ class SumsOfTurn:
 
     def summed(self, name: str, values: Tensor) -> Tensor:
         """The sum of the values of a row's real tokens up to each one. (B, T, ...) -> (B, T, ...) float32."""
-        whole = self.sums.carried(name, self.turn, values.float(), self.going)
+        now = values.float()
+        whole = self.sums.carried(name, self.turn, now, self.going) if self.sums.stops else now
         total = self.sums.keep(name, self.turn, whole)
         return self.going.few.take(total) if self.going.few else total

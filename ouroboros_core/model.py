@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import Cache, CompileConfig, DynamicCache, GenerationMixin, PreTrainedModel
 
 from ouroboros_core.anatomy import Anatomy, HFModel
 from ouroboros_core.config import RecursiveConfig, config_of
@@ -22,16 +20,9 @@ from ouroboros_core.errors import UserError
 from ouroboros_core.kept import kept_layers
 from ouroboros_core.loop import Parts
 from ouroboros_core.ops import Tap, Taps, sites
-from ouroboros_core.passing import ForwardPass, exactly, tokens_of
+from ouroboros_core.passing import ForwardPass, exactly, may_stop, tokens_of
 from ouroboros_core.split import Segment, Split
-from ouroboros_core.trace import Trace
-
-
-@dataclass
-class RecursiveOutput(CausalLMOutputWithPast):
-    """The library's output, and how many turns each token took."""
-
-    turns: Tensor | None = None  # (B, T)
+from ouroboros_core.trace import RecursiveOutput, Trace
 
 
 class RecursiveLM(PreTrainedModel, GenerationMixin):
@@ -216,9 +207,16 @@ class RecursiveLM(PreTrainedModel, GenerationMixin):
         """The head."""
         return self.head
 
-    def create_masks_for_generate(self, *, attention_mask: Tensor | None, **told: Any) -> Tensor | None:
-        """What `generate` asks where a cache has a fixed size; `trace` makes the masks of its layers itself."""
-        return attention_mask
+    def create_masks_for_generate(
+        self, *, attention_mask: Tensor | None, past_key_values: Cache, **_: Any
+    ) -> Tensor | None:  # fmt: skip
+        """What `generate` asks where a cache has a fixed size: one mask of that size, so that nothing is recompiled."""
+        size = past_key_values.get_max_length()
+        return attention_mask if attention_mask is None else F.pad(attention_mask, (0, size - attention_mask.shape[1]))
+
+    def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable[..., Any]:
+        """What `generate` runs where a cache has a fixed size; none where tokens stop, each in its time."""
+        return self.__call__ if may_stop(self) else super().get_compiled_call(compile_config)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *, merge_base: bool = False, push_to_hub: bool = False, **_: Any

@@ -78,13 +78,16 @@ class ForwardPass:
 
 
 def tokens_of(like: Tensor, mask: Tensor | None, cache: Cache | None) -> Tokens:
-    """Where the present tokens stand in their own sequences, and which of them are real. like (B, T)."""
-    count = like.shape[1]
+    """Where the present tokens stand in their own sequences, and which of them are real. like (B, T).
+
+    A mask may be longer than the tokens so far, as one of fixed size is.
+    """
+    past = 0 if cache is None else cache.get_seq_length()
+    now = torch.arange(like.shape[1], device=like.device) + past
     if mask is None:
-        past = 0 if cache is None else cache.get_seq_length()
-        mask = torch.ones(like.shape[0], int(past) + count, dtype=torch.long, device=like.device)
+        return Tokens(now.expand(like.shape), torch.ones_like(like, dtype=torch.bool))
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    return Tokens(positions[:, -count:], mask[:, -count:].bool())
+    return Tokens(positions[:, now], mask[:, now].bool())
 
 
 def may_stop(model: RecursiveLM) -> bool:

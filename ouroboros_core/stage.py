@@ -37,7 +37,7 @@ class LoopStage:
         self.model, self.calls = model, calls
         self.segment, self.sites, self.taps = model.split.segments[place], model.sites[number], model.taps[number]
         self.stack = Stack(keys, partial(keys.slots.of_segment, place), stops)
-        self.sums = Sums(keys.cache, number, mask)
+        self.sums = Sums(keys.cache, number, mask, stops)
         self.probe = Probe(model, place, keys, stops)
 
     def scene(self, turn: int, going: Going) -> Scene:

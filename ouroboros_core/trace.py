@@ -1,4 +1,4 @@
-"""Trace: what a forward pass leaves for objectives and evaluation to read."""
+"""What a forward pass leaves: a trace for objectives and evaluation to read, and what the library expects."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ouroboros_core.losses import token_kl, token_nll
 
@@ -39,6 +40,13 @@ class Trace:
     def kl_from(self, teacher: Trace, temperature: float) -> Tensor:
         """How far the model is from a teacher, token by token. -> (B, T), nats."""
         return token_kl(self.hidden, self.head, teacher.hidden, teacher.head, temperature)
+
+
+@dataclass
+class RecursiveOutput(CausalLMOutputWithPast):
+    """The library's output, and how many turns each token took."""
+
+    turns: Tensor | None = None  # (B, T)
 
 
 def to_the_end(trace: Trace, turns: int) -> Trace:

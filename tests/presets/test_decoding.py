@@ -8,7 +8,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, CompileConfig, DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ouroboros_core.build import build
@@ -160,6 +160,22 @@ def test_beams_find_the_same_with_and_without_a_cache(name, decoder):
 @every_case
 def test_a_cache_of_a_fixed_size_serves_as_well(name, decoder):
     assert_written_is_read(decoder(name), prompt(), FEW, cache_implementation="static")
+
+
+@torch.no_grad()
+@every_case
+def test_compiled_as_one_graph_for_all_tokens_it_writes_the_same(name, decoder):
+    torch.compiler.reset()
+    graphs, whole = [], not CASES[name].halts
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    how = CompileConfig(backend=backend, mode=None, fullgraph=whole)
+    how._compile_all_devices = True
+    assert_written_is_read(decoder(name), prompt(), FEW, cache_implementation="static", compile_config=how)
+    assert len(graphs) == whole  # where tokens stop, each in its time, nothing is compiled
 
 
 @torch.no_grad()

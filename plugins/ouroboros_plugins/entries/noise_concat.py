@@ -42,12 +42,7 @@ class NoiseConcat(nn.Module):
 
     def start(self, prelude: Tensor, turn: Turn) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        if prelude.is_meta:  # where costs are counted, positions have no values
-            return torch.empty_like(prelude)
-        first, last = (int(position) // BLOCK for position in turn.positions.aminmax())
-        drawn = [_noise(turn.seed, block, prelude.shape[-1]) for block in range(first, last + 1)]
-        state = torch.cat(drawn).to(prelude.device)[turn.positions - first * BLOCK]
-        return (self.std * state).to(prelude.dtype)
+        return (self.std * _noise(turn.seed, turn.positions, prelude.shape[-1])).to(prelude.dtype)
 
     def inject(self, state: Tensor, prelude: Tensor, turn: Turn) -> Tensor:
         """2 x (B, T, D) -> (B, T, D)."""
@@ -55,7 +50,20 @@ class NoiseConcat(nn.Module):
         return mixed
 
 
-def _noise(seed: int, block: int, width: int) -> Tensor:
+@torch.library.custom_op("ouroboros::noise", mutates_args=())  # no graph can look into it: blocks depend on values
+def _noise(seed: int, positions: Tensor, width: int) -> Tensor:
+    """Noise of unit scale at these positions. (B, T) -> (B, T, D)."""
+    first, last = (int(position) // BLOCK for position in positions.aminmax())
+    drawn = [_block(seed, block, width) for block in range(first, last + 1)]
+    return torch.cat(drawn).to(positions.device)[positions - first * BLOCK]
+
+
+@_noise.register_fake
+def _(seed: int, positions: Tensor, width: int) -> Tensor:
+    return positions.new_empty(*positions.shape, width, dtype=torch.float32)
+
+
+def _block(seed: int, block: int, width: int) -> Tensor:
     """The noise of one block of positions, of unit scale: (BLOCK, D), drawn on the CPU so that devices agree."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + block) % 2**63)
     uniform = torch.empty(BLOCK, width, device="cpu").uniform_(-INSIDE, INSIDE, generator=generator)
