@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ouroboros_core.model import RecursiveLM
+from ouroboros_core.trace import RecursiveOutput
 
 Heard = Callable[[str, Sequence[int]], None]  # (a piece, the turns of each token behind it)
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of the first bytes of a character
@@ -21,10 +23,10 @@ class Pieces:
 
     Args:
         before: tokens of the prompt, since some tokenizers begin a word otherwise where nothing is before it.
-        passes: [pass][row] the turns taken at the last position of each forward pass so far.
+        passes: (B) for each forward pass so far: the turns taken at its last position.
     """
 
-    def __init__(self, tokenizer: Any, before: Sequence[int], passes: Sequence[Sequence[int]], heard: Heard) -> None:
+    def __init__(self, tokenizer: Any, before: Sequence[int], passes: Sequence[Tensor], heard: Heard) -> None:
         self.tokenizer, self.passes, self.heard = tokenizer, passes, heard
         self.before, self.waiting = list(before), list[int]()
         self.text, self.tokens, self.turns = "", list[int](), list[int]()
@@ -36,7 +38,7 @@ class Pieces:
 
     def add(self, token: int, row: int) -> None:
         """Take a new token, which the next pass has chosen in this row."""
-        self.turns.append(self.passes[len(self.tokens)][row])
+        self.turns.append(int(self.passes[len(self.tokens)][row]))
         self.tokens.append(token)
         self.waiting.append(token)
         piece = self._piece()
@@ -64,10 +66,16 @@ class Pieces:
 
 
 @contextmanager
-def turns_of_passes(model: RecursiveLM) -> Iterator[list[list[int]]]:
-    """Within this scope a list grows with every forward pass: turns at the last position, which chooses, row by row."""
-    passes: list[list[int]] = []
-    handle = model.register_forward_hook(lambda _model, _args, out: passes.append(out.turns[:, -1].int().tolist()))
+def turns_of_passes(model: RecursiveLM) -> Iterator[list[Tensor]]:
+    """Within this scope a list grows with every forward pass: turns (B) at the last position, which chooses."""
+    passes: list[Tensor] = []
+
+    @torch.compiler.disable  # where the model is compiled, a list that grows would have it compiled again
+    def hear(_model: RecursiveLM, _args: object, out: RecursiveOutput) -> None:
+        assert out.turns is not None
+        passes.append(out.turns[:, -1].clone())
+
+    handle = model.register_forward_hook(hear)
     try:
         yield passes
     finally:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import CompileConfig
 
 from ouroboros_core import rundir
 from ouroboros_core.devices import accelerator_for
@@ -33,6 +36,7 @@ class Decoding:
         shared_slots: as `policies.parse_policy` answers.
         cached: keep keys and values; else everything is read again for each token.
         chat: the prompt is what a user says to a model that knows a chat template.
+        compiled: compile the pass of one token before the second, for a cache of the text's full length.
 
     Raises:
         UserError: what is asked for contradicts itself.
@@ -48,12 +52,17 @@ class Decoding:
     shared_slots: int | None = None
     cached: bool = True
     chat: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature and (self.top_p is not None or self.top_k is not None):
             raise UserError("top-p and top-k narrow what is drawn, and nothing is: give a temperature too, such as 0.8")
         if self.shared_slots is not None and not self.cached:
             raise UserError("without a cache there are no slots to share: leave out the cache policy, or use a cache")
+        if self.compiled and not self.cached:
+            raise UserError("what is compiled is a pass that reads a cache: compile, or write without a cache")
+        if self.compiled and self.beams > 1:
+            raise UserError("the library compiles nothing where it follows several beams: compile, or follow one beam")
 
     def told(self) -> dict[str, Any]:
         """What `RecursiveLM.generate` is told. How to draw is always said: the base may have other ideas."""
@@ -61,6 +70,7 @@ class Decoding:
         told |= {"turns": self.turns, "shared_slots": self.shared_slots, "use_cache": self.cached}
         top_p, top_k = 1.0 if self.top_p is None else self.top_p, self.top_k or 0
         drawn = {"temperature": self.temperature, "top_p": top_p, "top_k": top_k}
+        told |= compiling() if self.compiled else {}
         return told | {"do_sample": True, **drawn} if self.temperature else told | {"do_sample": False}
 
 
@@ -106,10 +116,12 @@ def write(
     how = how or Decoding()
     ids = encoded(tokenizer, prompt, how.chat)
     _must_fit(model, len(ids), how.most)
+    if how.compiled and may_stop(model):
+        raise UserError("the halter of this model stops each token in its time: there is no one pass to compile")
     batch = torch.tensor([ids], device=model.device)
     torch.manual_seed(how.seed)
     began = time.perf_counter()
-    with turns_of_passes(model) as passes:
+    with turns_of_passes(model) as passes, _telling_of_the_compiler():
         pieces = Pieces(tokenizer, ids, passes, heard)
         found = model.generate(
             batch, attention_mask=torch.ones_like(batch), streamer=None if how.beams > 1 else pieces,
@@ -119,6 +131,26 @@ def write(
         _tell_best(found, len(ids), pieces)
     spent = time.perf_counter() - began
     return Written(prompt, pieces.text, pieces.tokens, pieces.turns, may_stop(model), spent)
+
+
+def compiling() -> dict[str, Any]:
+    """What tells the library's `generate` to compile the pass of one token, also on a CPU."""
+    config = CompileConfig(mode="default")  # the library's own default replays CUDA graphs, which nobody has tried
+    config._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": config}
+
+
+@contextmanager
+def _telling_of_the_compiler() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import
+
+        if not isinstance(error, BackendCompilerFailed):
+            raise
+        cause = str(error.inner_exception).splitlines()[0]
+        raise UserError(f"the pass of one token could not be compiled, write without compiling it: {cause}") from error
 
 
 def encoded(tokenizer: Any, prompt: str, chat: bool = False) -> list[int]:

@@ -36,6 +36,7 @@ def generate(
         str, typer.Option(metavar="POLICY", help="slots of turns: turn (one each), last (one for all) or modulo:N")
     ] = "turn",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="read everything again for each token")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="for long texts: a minute first, then faster")] = False,
     show: Annotated[
         Literal["turns"] | None, typer.Option(help="how many turns each token took", show_default=False)
     ] = None,
@@ -48,7 +49,7 @@ def generate(
     from ouroboros_core.writing import Decoding
 
     text, slots = prompt_of(prompt, stdin), parse_policy(cache)
-    how = Decoding(turns, max_new_tokens, temperature, top_p, top_k, seed, beams, slots, not no_cache, chat)
+    how = Decoding(turns, max_new_tokens, temperature, top_p, top_k, seed, beams, slots, not no_cache, chat, compiled)
     generate_and_show(run, text, how, echo=echo, show_turns=bool(show), third_party=third_party, json=json)
 
 

@@ -134,11 +134,12 @@ def test_every_flag_arrives(ouro, run, monkeypatch):
     )
     ouro("generate", run, PROMPT, *flags.split())
     ouro("generate", run, PROMPT, "--no-cache", "--cache", "turn")
+    ouro("generate", run, PROMPT, "--compile")
     plain = {"turns": None, "most": 128, "temperature": None, "top_p": None, "top_k": None, "seed": 0, "beams": 1}
-    plain |= {"shared_slots": None, "cached": True, "chat": False}
+    plain |= {"shared_slots": None, "cached": True, "chat": False, "compiled": False}
     other = {"turns": 3, "most": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 4, "beams": 2}
-    other |= {"shared_slots": 3, "cached": True, "chat": True}
-    assert [vars(how) for how in seen] == [plain, other, {**plain, "cached": False}]
+    other |= {"shared_slots": 3, "cached": True, "chat": True, "compiled": False}
+    assert [vars(how) for how in seen] == [plain, other, {**plain, "cached": False}, {**plain, "compiled": True}]
 
 
 def test_greedy_is_the_default_and_a_seed_changes_only_what_is_drawn(ouro, run):
@@ -230,6 +231,7 @@ def test_what_was_written_stays_when_it_is_stopped(ouro, run, monkeypatch):
         ((PROMPT, "--stdin"), "two prompts, one as an argument and --stdin: leave out one of them"),
         ((PROMPT, "--cache", "best"), "cache policy 'best': expected turn, last or modulo:N with N of 1 or more"),
         ((PROMPT, "--cache", "last", "--no-cache"), "without a cache there are no slots to share"),
+        ((PROMPT, "--compile", "--beams", 2), "compile, or follow one beam"),
         ((PROMPT, "--top-k", 5), "give a temperature too"),
         ((PROMPT, "--max-new-tokens", 300), "more than the 256 positions of the model"),
         ((PROMPT, "--chat"), "has no chat template: give the prompt as plain text"),

@@ -5,13 +5,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ouroboros_core import writing
 from ouroboros_core.contracts import Depth
 from ouroboros_core.errors import UserError
 from ouroboros_core.passing import may_stop
 from ouroboros_core.pieces import Pieces
 from ouroboros_core.policies import parse_policy
 from ouroboros_core.testing import tiny_tokenizer
-from ouroboros_core.writing import Decoding, encoded, most_turns, write
+from ouroboros_core.writing import Decoding, compiling, encoded, most_turns, write
 
 PROMPT = "the state of our union"
 HALTERS = {"kl": {"threshold": 0.008}, "latent-diff": {"threshold": 0.1}}
@@ -263,7 +264,62 @@ def test_a_prompt_is_read_as_in_training_with_nothing_in_front():
     assert encoded(Adds(), "a prompt") == [1, 2]
 
 
+# Compiled
+
+
+@pytest.fixture
+def compiled_by(monkeypatch):
+    """Let this function stand for the compiler: (graph, inputs) -> what runs."""
+
+    def stand_in(backend):
+        def told():
+            how = compiling()
+            how["compile_config"].backend, how["compile_config"].mode = backend, None
+            return how
+
+        torch.compiler.reset()
+        monkeypatch.setattr(writing, "compiling", told)
+
+    return stand_in
+
+
+@pytest.mark.parametrize("how", [{}, {"turns": 3}, {"shared_slots": 2}, {"temperature": 1.0}], ids=str)
+def test_compiled_once_the_same_is_written_and_heard(model, tokenizer, heard, compiled_by, how):
+    one, graphs = model(), []
+    compiled_by(lambda graph, _: graphs.append(graph) or graph.forward)
+    plain = write(one, tokenizer, PROMPT, Decoding(most=12, **how))
+    written = write(one, tokenizer, PROMPT, Decoding(most=12, compiled=True, **how), heard)
+    assert (written.text, written.tokens, written.turns) == (plain.text, plain.tokens, plain.turns)
+    assert "".join(piece for piece, _ in heard) == plain.text
+    assert len(graphs) == 1
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(model, tokenizer, compiled_by):
+    def backend(_graph, _inputs):
+        raise OSError("there is no compiler here")
+
+    compiled_by(backend)
+    line = r"^the pass of one token could not be compiled, write without compiling it: .*there is no compiler here$"
+    with pytest.raises(UserError, match=line):
+        write(model(), tokenizer, PROMPT, Decoding(most=4, compiled=True))
+
+
 # Refusals
+
+
+def test_compiling_where_each_token_stops_in_its_time_is_refused(model, tokenizer):
+    with pytest.raises(UserError, match="there is no one pass to compile"):
+        write(model("latent-diff"), tokenizer, PROMPT, Decoding(compiled=True))
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [({"cached": False}, "compile, or write without a cache"), ({"beams": 2}, "or follow one beam")],
+    ids=str,
+)
+def test_compiling_what_the_library_does_not_compile_is_refused(told, line):
+    with pytest.raises(UserError, match=line):
+        Decoding(compiled=True, **told)
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
