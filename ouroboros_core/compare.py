@@ -218,6 +218,7 @@ def _assigned(word: str) -> Layer:
 
 def _finished(folder: Path, cell: Cell) -> Finished:
     place, train = folder / CELLS / cell.name, cell.settings.train
-    found, manifest = (json.loads((place / name).read_text()) for name in (rundir.EVALUATION, rundir.MANIFEST))
+    found, manifest = rundir.evaluation_of(place), rundir.read_json(place / rundir.MANIFEST)
+    assert found is not None, "a finished cell was judged"
     text = {name: manifest["text"][name] for name in found["domains"]}
     return Finished(cell.variant, cell.seed, train.steps * train.batch * cell.settings.data.length, text, found)

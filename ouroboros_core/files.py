@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -71,6 +73,12 @@ def need_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(there).free
     if free < size:
         raise UserError(f"{folder}: the run needs {size / 1e6:,.0f} MB of disk and {free / 1e6:,.0f} MB are free")
+
+
+def digest(what: Any) -> str:
+    """The SHA-256 of what JSON makes of something, whatever the order of its keys."""
+    plain = json.loads(json.dumps(what))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -71,7 +71,7 @@ def describe(model: RecursiveLM, folder: Path) -> None:
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     for checksums in (CHECKSUM, CHECKSUMS):
-        seal(folder, checksums, model.config.tables or {}, model.config.split or {})
+        seal(folder, checksums, _said(folder))
 
 
 def load(
@@ -135,6 +135,12 @@ def _config(folder: Path) -> RecursiveConfig:
     return config
 
 
+def _said(folder: Path) -> dict[str, Any]:
+    """What `config.json` says of what the weights are for."""
+    told = read_json(folder / CONFIG)
+    return {key: told.get(key) for key in ("tables", "split", "turns", "base_config")}
+
+
 def _counted(turns: Any) -> int:
     if not isinstance(turns, int) or turns < 1:
         raise UserError(f"turns = {turns!r}: a recursive model takes 1 or more")
@@ -171,7 +177,7 @@ def _on_base(folder: Path, config: RecursiveConfig, settings: Settings, host: Pl
     model = build(settings, host, base.model, split=Split.from_dict(config.split or {}), fill_bases=False).model
     model.config.base = {**base.told(settings.base), "dtype": trained.dtype}
     load_parts(model, folder)
-    must_be_for(folder, CHECKSUM, config.tables or {}, config.split or {})
+    must_be_for(folder, CHECKSUM, _said(folder))
     return model
 
 
@@ -185,7 +191,7 @@ def _whole(folder: Path, config: RecursiveConfig, settings: Settings, host: Plug
     model = built.model
     model.split, model.config.split, model.config.base = split, config.split, config.base
     must_be_as_written(folder, CHECKSUMS, [path.name for path in folder.glob(WHOLE)])
-    must_be_for(folder, CHECKSUMS, config.tables or {}, config.split or {})
+    must_be_for(folder, CHECKSUMS, _said(folder))
     try:
         missing, unexpected = load_torch_model(model, folder if (folder / INDEX).exists() else folder / ONE)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

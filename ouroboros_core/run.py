@@ -160,7 +160,7 @@ class Job:
             "peak_memory_bytes": peak_memory(),
         }
         if self.accelerator.is_main_process:
-            rundir.write_json(self.folder / rundir.EVALUATION, evaluation)
+            rundir.write_evaluation(self.folder, evaluation)
         return Outcome(self.folder, evaluation, self.accelerator.is_main_process)
 
     def models(self) -> dict[str, RecursiveLM | StockLM]:

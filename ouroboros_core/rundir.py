@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ouroboros_core.build import Built, build
 from ouroboros_core.contracts import LayerStatistics, Slot
 from ouroboros_core.devices import package_versions
 from ouroboros_core.errors import UserError
-from ouroboros_core.files import write, written_aside
+from ouroboros_core.files import digest, write, written_aside
 from ouroboros_core.host import PluginHost
 from ouroboros_core.pretrained import Pretrained
 from ouroboros_core.resolve import read_file, resolve
@@ -102,7 +103,7 @@ def load_run(folder: Path | str, host: PluginHost | None = None) -> Loaded:
     built = build(settings, host, base.model, statistics, fill_bases=False)
     built.model.config.base = base.told(settings.base)
     load_parts(built.model, folder)
-    must_be_for(folder, CHECKSUM, read_file(folder / RESOLVED), {})
+    must_be_for(folder, CHECKSUM, {"tables": read_file(folder / RESOLVED), "split": asdict(built.model.split)})
     built.model.eval()
     return Loaded(built, base, settings)
 
@@ -119,6 +120,11 @@ def must_be_base_of(folder: Path, base: Pretrained) -> None:
         raise UserError(f"{folder / MANIFEST} does not say which base the run had: its folder was changed") from error
     if then != base.fingerprint:
         raise UserError(f"{folder} was trained on a base with fingerprint {then}; this one has {base.fingerprint}")
+
+
+def write_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Write what a run found, with a checksum: these are the numbers that are believed."""
+    write_json(folder / EVALUATION, {**evaluation, "sha256": digest(evaluation)})
 
 
 def write_json(path: Path, facts: Any) -> None:
@@ -151,8 +157,11 @@ def evaluation_of(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     told = read_json(path)
+    then = told.pop("sha256", None)
     if lost := [name for name in ("domains", "parameters", "split") if not told.get(name)]:
         raise UserError(f"{path} is not whole: it says nothing of {lost[0]}")
+    if then != digest(told):
+        raise UserError(f"{path} is damaged: what it says is not what the run wrote")
     return told
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ouroboros_core.errors import UserError
-from ouroboros_core.files import sha256, write, written_aside
+from ouroboros_core.files import digest, sha256, write, written_aside
 from ouroboros_core.model import RecursiveLM
 from ouroboros_core.slots import Slot
 
 PARTS, CHECKSUM = "parts.safetensors", "parts.sha256"
-SEALED = ("parts", "layers")  # what weights are for: lines that are of no file
+SEALED = ("parts", "settings", "layers", "turns", "dimensions")  # what weights are for: lines that are of no file
 
 
 def save_parts(model: RecursiveLM, fingerprint: str, folder: Path) -> None:
@@ -69,32 +67,33 @@ def load_parts(model: RecursiveLM, folder: Path) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def seal(folder: Path, checksums: str, tables: Mapping[str, Any], split: Mapping[str, Any]) -> None:
-    """Note beside the checksums which parts and layers the weights are for. Where the base is may change."""
+def seal(folder: Path, checksums: str, config: Mapping[str, Any]) -> None:
+    """Note beside the checksums what the weights are for, as `config.json` says it. Where the base is may change."""
     if not (folder / checksums).is_file():
         return
     kept = [line for line in (folder / checksums).read_text().splitlines() if line.split()[-1] not in SEALED]
-    write(folder / checksums, "\n".join([*kept, *(f"{told}  {name}" for name, told in _digests(tables, split))]) + "\n")
+    sealed = [f"{digest(what)}  {name}" for name, what in _sealed(config).items()]
+    write(folder / checksums, "\n".join([*kept, *sealed]) + "\n")
 
 
-def must_be_for(folder: Path, checksums: str, tables: Mapping[str, Any], split: Mapping[str, Any]) -> None:
-    """Refuse weights of other parts or layers than these. `tables` and `split` are as they were read; {}: not asked.
+def must_be_for(folder: Path, checksums: str, config: Mapping[str, Any]) -> None:
+    """Refuse weights that are for something else. `config` is as it was read, or some of its entries: those asked.
 
     Raises:
-        UserError: they are for others.
+        UserError: they are for something else.
     """
     told = dict(line.split()[::-1] for line in (folder / checksums).read_text().splitlines())
-    for name, now in _digests(tables, split):
-        if told.get(name, now) != now:
+    for name, what in _sealed(config).items():
+        if name in told and told[name] != digest(what):
             raise UserError(f"{folder}: its {name} are not those that were trained: a file that says them was changed")
 
 
-def _digests(tables: Mapping[str, Any], split: Mapping[str, Any]) -> list[tuple[str, str]]:
-    parts = {slot: tables[slot] for slot in Slot if slot in tables}
-    both = zip(SEALED, (parts, split), strict=True)
-    return [
-        (name, hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()) for name, what in both if what
-    ]
+def _sealed(config: Mapping[str, Any]) -> dict[str, Any]:
+    tables = config["tables"] or {}
+    rest = {name: table for name, table in tables.items() if name not in (*Slot, "base")}
+    named = {"layers": "split", "turns": "turns", "dimensions": "base_config"}
+    asked = {name: config[key] for name, key in named.items() if key in config}
+    return {"parts": {slot: tables[slot] for slot in Slot if slot in tables}, "settings": rest, **asked}
 
 
 def must_be_as_written(folder: Path, checksums: str, names: Sequence[str]) -> None:
@@ -111,6 +110,8 @@ def must_be_as_written(folder: Path, checksums: str, names: Sequence[str]) -> No
         lines = (folder / checksums).read_text().splitlines()
         told = {name: told for told, name in (line.split() for line in lines)}
         wanted = [*names, *(name for name in told if name not in SEALED)]
+        if gone := [name for name in wanted if name in told and not (folder / name).exists()]:
+            raise UserError(f"{folder / checksums} names {gone[0]}, which is not there: one of them was changed")
         damaged = [name for name in wanted if told.get(name) != sha256(folder / name)]
     except OSError as error:
         lost = f"{error.filename or folder} cannot be read: {error.strerror or error}"

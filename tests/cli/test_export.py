@@ -150,7 +150,7 @@ def unfinished(place):
 
 DAMAGED = (
     r"(parts\.safetensors is damaged: it is not what parts\.sha256 says was written"
-    r"|its parts are not those that were trained: a file that says them was changed)$"
+    r"|parts\.sha256 names \w+, which is not there: one of them was changed)$"
 )
 NO_LIST = r"parts\.sha256 is damaged: it is no list of checksums$"
 WRONG = {

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import re
 import shutil
 
@@ -21,6 +20,7 @@ from ouroboros_core.errors import UserError
 from ouroboros_core.export import export
 from ouroboros_core.hooks import hookimpl
 from ouroboros_core.host import PluginHost
+from ouroboros_core.model import RecursiveLM
 from ouroboros_core.options import NoOptions
 from ouroboros_core.resolve import resolve
 from ouroboros_core.testing import tiny_base
@@ -56,7 +56,7 @@ def finished(host, tmp_path):
         rundir.begin(folder, settings, facts)
         save_parts(model, intact.fingerprint, folder)
         hub.describe(model, folder)
-        rundir.write_json(folder / rundir.EVALUATION, FOUND)
+        rundir.write_evaluation(folder, FOUND)
         return folder, model
 
     return finished
@@ -234,10 +234,38 @@ def test_a_folder_that_somebody_else_makes_meanwhile_stays_theirs(finished, host
 # A run that is not whole
 
 
+def read_back(run, host, ids):
+    """All that a run's folder tells whoever loads it, each in its way."""
+    loaded, saved = rundir.load_run(run, host), RecursiveLM.from_pretrained(run, host=host)
+    settings = {name: table for name, table in loaded.settings.tables().items() if name != "base"}
+    models = (loaded.built.model, saved)
+    said = settings, rundir.evaluation_of(run), [(model.split, model.turns) for model in models]
+    return said, torch.stack([logits(model, ids) for model in models])
+
+
+@pytest.mark.parametrize("bit", [1, 128])
+@pytest.mark.parametrize("name", ["config.json", "resolved.toml", "manifest.json", "parts.sha256", "evaluation.json"])
+def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(finished, host, ids, name, bit, tmp_path):
+    run, _ = finished()
+    before, whole = read_back(run, host, ids), (run / name).read_bytes()
+    noticed, told = 0, ""
+    for place in range(bit % 7, len(whole), max(1, len(whole) // 25)):
+        (run / name).write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        try:
+            said, read = read_back(run, host, ids)
+            assert said == before[0]
+            assert torch.equal(read, before[1])
+        except UserError as error:
+            noticed += 1
+            told = str(error)
+        assert "\n" not in told
+    assert noticed > 5
+
+
 @pytest.mark.parametrize("found", [{}, {"domains": {}}, FOUND | {"parameters": {"another": COUNT}}], ids=str)
 def test_an_evaluation_that_is_not_whole_is_refused(finished, host, found, tmp_path):
     run, _ = finished()
-    (run / "evaluation.json").write_text(json.dumps(found))
+    rundir.write_evaluation(run, found)
     refused(tmp_path, r"evaluation\.json is not ", run, "hf", tmp_path / "out", host=host)
 
 

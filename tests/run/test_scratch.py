@@ -12,7 +12,7 @@ from ouroboros_core.errors import UserError
 from ouroboros_core.judge import Judge
 from ouroboros_core.resolve import resolve
 from ouroboros_core.run import Job, run
-from ouroboros_core.rundir import load_run, settings_of
+from ouroboros_core.rundir import evaluation_of, load_run, settings_of
 from ouroboros_core.testing import tiny_model
 from ouroboros_core.weights import load_parts, own_tensors, save_parts
 
@@ -41,7 +41,7 @@ def logits(model):
 
 def test_nothing_is_intact_and_nothing_recovered(host, scratch, listener):
     outcome = run(scratch(), host, listener)
-    assert json.loads((outcome.folder / "evaluation.json").read_text()) == outcome.evaluation
+    assert evaluation_of(outcome.folder) == outcome.evaluation
     names = {"kept layers, untrained", "recursive, trained"}
     assert outcome.evaluation["parameters"].keys() == outcome.evaluation["per_token"].keys() == names
     for domain in outcome.evaluation["domains"].values():
