@@ -40,7 +40,7 @@ class Form:
 
 def export(
     folder: Path | str, to: str, out: Path | str, *, merge_base: bool = False, turns: int | None = None,
-    host: PluginHost | None = None,
+    base: str | None = None, host: PluginHost | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model of a run into a new folder: all of it, or nothing.
 
@@ -51,6 +51,7 @@ def export(
         out: where to; it must not be there yet, or be empty.
         merge_base: write every weight of an "hf" folder, not only what the base has not.
         turns: that the model is to take; None: those of the run. A "peft" folder can take no others.
+        base: where the base is now; None: where it was.
 
     Returns:
         What was written: `files` with their sizes in bytes, and `load`, lines of Python.
@@ -61,7 +62,7 @@ def export(
     folder, wish = Path(folder), Wish(Path(out), merge_base, turns)
     _refuse_nonsense(to, wish)
     host = host or PluginHost.installed()
-    loaded, evaluation = load_run(folder, host), evaluation_of(folder)
+    loaded, evaluation = load_run(folder, host, base), evaluation_of(folder)
     try:
         FORMS[to].write(loaded, evaluation, _plugins(loaded.settings, host), wish)
     except FileExistsError as error:

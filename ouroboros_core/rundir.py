@@ -84,28 +84,35 @@ def settings_of(folder: Path, host: PluginHost) -> Settings:
         raise UserError(f"{folder / RESOLVED}: {error}{_gone(folder, host)}") from error
 
 
-def load_run(folder: Path | str, host: PluginHost | None = None) -> Loaded:
+def load_run(folder: Path | str, host: PluginHost | None = None, base: str | None = None) -> Loaded:
     """A trained model, from its folder and its base. Nothing of the removed layers is in it but what was saved.
+
+    Args:
+        base: where the base is now; None: where it was.
 
     Raises:
         UserError: the run did not finish, the folder or the base is not what it was, or a plugin is not there.
     """
     folder, host = Path(folder), host or PluginHost.installed()
     settings = settings_of(folder, host)
+    if base:
+        settings = settings.with_tables(base=settings.base.model_copy(update={"name": base, "revision": None}))
     if not (folder / PARTS).is_file():
         raise UserError(f"{folder} has no {PARTS}: the run did not finish. Go on with: ouro run --resume {folder}")
     try:
-        base = pretrained.load(settings.base, settings.train.seed)
+        intact = pretrained.load(settings.base, settings.train.seed)
     except UserError as error:
-        raise UserError(f"{folder} was trained on a base that is gone: {error}") from error
-    must_be_base_of(folder, base)
+        raise UserError(
+            f"{folder} was trained on a base that is gone ({error}): say where it is with --base"
+        ) from error
+    must_be_base_of(folder, intact)
     statistics = measure.loads(folder / LAYERS) if settings.one(Slot.SPLITTER).part.measures else None
-    built = build(settings, host, base.model, statistics, fill_bases=False)
-    built.model.config.base = base.told(settings.base)
+    built = build(settings, host, intact.model, statistics, fill_bases=False)
+    built.model.config.base = intact.told(settings.base)
     load_parts(built.model, folder)
     must_be_for(folder, CHECKSUM, {"tables": read_file(folder / RESOLVED), "split": asdict(built.model.split)})
     built.model.eval()
-    return Loaded(built, base, settings)
+    return Loaded(built, intact, settings)
 
 
 def must_be_base_of(folder: Path, base: Pretrained) -> None:

@@ -91,14 +91,20 @@ class Written:
         return len(self.tokens) / self.seconds
 
 
-def opened(folder: Path | str, host: PluginHost | None = None) -> tuple[RecursiveLM, Any]:
-    """The model of a run's folder, on the device that the run asked for, and its tokenizer.
+def opened(
+    folder: Path | str, host: PluginHost | None = None, base: str | None = None, device: str | None = None
+) -> tuple[RecursiveLM, Any]:  # fmt: skip
+    """The model of a run's folder, and its tokenizer.
+
+    Args:
+        base: where it is now; None: where it was.
+        device: None: the one that the run asked for.
 
     Raises:
         UserError: the folder or the base is not what it was, or a plugin is not there.
     """
-    loaded = rundir.load_run(folder, host)
-    model: RecursiveLM = loaded.built.model.to(accelerator_for(loaded.settings.base.device).device)
+    loaded = rundir.load_run(folder, host, base)
+    model: RecursiveLM = loaded.built.model.to(accelerator_for(device or loaded.settings.base.device).device)
     return model, loaded.base.tokenizer
 
 

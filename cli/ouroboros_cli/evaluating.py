@@ -28,7 +28,9 @@ FIRST, DOMAIN = 22, 19  # widths: of a table's own columns, and of a loss with i
 NO_NUMBER = "no number"
 
 
-def examine_and_show(folder: Path, given: dict[str, Any], *, third_party: bool, json: bool, quiet: bool) -> None:
+def examine_and_show(
+    folder: Path, given: dict[str, Any], *, base: str | None, third_party: bool, json: bool, quiet: bool
+) -> None:  # fmt: skip
     """Examine, print the tables, or JSON, on stdout, and write the result into the run folder."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with watching(quiet) as display:
@@ -39,7 +41,7 @@ def examine_and_show(folder: Path, given: dict[str, Any], *, third_party: bool, 
         asked = _asked(given)
         sections_of(asked)  # a mistake is told before anything is loaded
         host = PluginHost.installed(third_party=third_party)
-        found = examine(load_run(folder, host), folder, asked, display, host=host)
+        found = examine(load_run(folder, host, base), folder, asked, display, host=host)
     console = Console()
     if json:
         print(jsons.dumps({"folder": str(folder), **found}, indent=2))

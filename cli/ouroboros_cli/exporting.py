@@ -12,14 +12,15 @@ from rich.table import Table
 
 
 def export_and_show(
-    run: Path, to: str, out: Path, *, merge_base: bool, turns: int | None, third_party: bool, json: bool
+    run: Path, to: str, out: Path, *, merge_base: bool, turns: int | None, base: str | None, third_party: bool,
+    json: bool,
 ) -> None:  # fmt: skip
     """Export, and print what was written and how it is loaded, or JSON, on stdout."""
     from ouroboros_core.export import export
     from ouroboros_core.host import PluginHost
 
     host = PluginHost.installed(third_party=third_party)
-    told = export(run, to, out, merge_base=merge_base, turns=turns, host=host)
+    told = export(run, to, out, merge_base=merge_base, turns=turns, base=base, host=host)
     if json:
         print(jsons.dumps(told, indent=2))
         return

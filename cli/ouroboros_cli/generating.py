@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsons
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from ouroboros_core.writing import Decoding, Written
 
 COLD, WARM = ColorTriplet(70, 140, 255), ColorTriplet(255, 80, 50)  # few turns, many
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the model and its base are, where it runs, and whether plugins of others are loaded."""
+
+    run: Path
+    base: str | None = None
+    device: str | None = None
+    third_party: bool = True
 
 
 def prompt_of(prompt: str | None, stdin: bool) -> str:
@@ -38,14 +48,15 @@ def prompt_of(prompt: str | None, stdin: bool) -> str:
 
 
 def generate_and_show(
-    run: Path, prompt: str, how: Decoding, *, echo: bool, show_turns: bool, third_party: bool, json: bool
+    where: Where, prompt: str, how: Decoding, *, echo: bool, show_turns: bool, json: bool
 ) -> None:  # fmt: skip
     """Write, and print the text as it comes; or JSON at the end."""
     from ouroboros_core.host import PluginHost
     from ouroboros_core.writing import most_turns, must_say_something, opened, write
 
     must_say_something(prompt)
-    model, tokenizer = opened(run, PluginHost.installed(third_party=third_party))
+    host = PluginHost.installed(third_party=where.third_party)
+    model, tokenizer = opened(where.run, host, where.base, where.device)
     if json:
         _as_json(write(model, tokenizer, prompt, how))
         return

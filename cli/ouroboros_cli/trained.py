@@ -10,6 +10,14 @@ import typer
 
 from ouroboros_cli.flags import Json, Quiet, ThirdParty
 
+Temperature = Annotated[float | None, typer.Option(min=0, help="draw each token; 0: take the best", show_default="0")]
+TopP = Annotated[
+    float | None, typer.Option(min=0, max=1, help="draw from the likeliest, which sum to this", show_default=False)
+]
+TopK = Annotated[int | None, typer.Option(min=1, help="draw from so many of the likeliest", show_default=False)]
+Base = Annotated[str | None, typer.Option(help="where the base is now: the same weights", show_default="where it was")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps", show_default="base.device")]
+
 
 def generate(
     run: Annotated[Path, typer.Argument(help="a run's folder")],
@@ -21,15 +29,9 @@ def generate(
     echo: Annotated[bool, typer.Option("--echo", help="print the prompt too")] = False,
     turns: Annotated[int | None, typer.Option(min=1, help="turns of the loop", show_default="the run's")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="of the text at most")] = 128,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="draw each token; 0: take the best", show_default="0")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="draw from the likeliest, which sum to this", show_default=False)
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="draw from so many of the likeliest", show_default=False)
-    ] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
     seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
     beams: Annotated[int, typer.Option(min=1, help="continuations to follow; from 2 on nothing is streamed")] = 1,
     cache: Annotated[
@@ -40,17 +42,20 @@ def generate(
     show: Annotated[
         Literal["turns"] | None, typer.Option(help="how many turns each token took", show_default=False)
     ] = None,
+    base: Base = None,
+    device: Device = None,
     third_party: ThirdParty = True,
     json: Json = False,
 ) -> None:
     """Write on from a text with a trained run, and print what is written as it comes."""
-    from ouroboros_cli.generating import generate_and_show, prompt_of
+    from ouroboros_cli.generating import Where, generate_and_show, prompt_of
     from ouroboros_core.policies import parse_policy
     from ouroboros_core.writing import Decoding
 
     text, slots = prompt_of(prompt, stdin), parse_policy(cache)
     how = Decoding(turns, max_new_tokens, temperature, top_p, top_k, seed, beams, slots, not no_cache, chat, compiled)
-    generate_and_show(run, text, how, echo=echo, show_turns=bool(show), third_party=third_party, json=json)
+    where = Where(run, base, device, third_party)
+    generate_and_show(where, text, how, echo=echo, show_turns=bool(show), json=json)
 
 
 def export(
@@ -63,13 +68,14 @@ def export(
     turns: Annotated[
         int | None, typer.Option(help="to take, for peft no others", show_default="those of the run")
     ] = None,
+    base: Base = None,
     third_party: ThirdParty = True,
     json: Json = False,
 ) -> None:
     """Write a trained run for others: a folder that transformers or PEFT loads, with a model card."""
     from ouroboros_cli.exporting import export_and_show
 
-    export_and_show(run, to, out, merge_base=merge_base, turns=turns, third_party=third_party, json=json)
+    export_and_show(run, to, out, merge_base=merge_base, turns=turns, base=base, third_party=third_party, json=json)
 
 
 def evaluate(
@@ -82,7 +88,8 @@ def evaluate(
     tasks: Annotated[str | None, typer.Option(metavar="TASK,TASK", help="of lm-evaluation-harness")] = None,
     tasks_from: Annotated[Path | None, typer.Option(help="folder of task files", show_default="the hub")] = None,
     limit: Annotated[int | None, typer.Option(help="items of each task", show_default="all")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps", show_default="base.device")] = None,
+    base: Base = None,
+    device: Device = None,
     third_party: ThirdParty = True,
     json: Json = False,
     quiet: Quiet = False,
@@ -94,7 +101,7 @@ def evaluate(
         "only": only, "turns": turns, "domains": domain, "tokens": tokens, "cache": cache, "tasks": tasks,
         "tasks_from": tasks_from, "limit": limit, "device": device,
     }  # fmt: skip
-    examine_and_show(run, given, third_party=third_party, json=json, quiet=quiet)
+    examine_and_show(run, given, base=base, third_party=third_party, json=json, quiet=quiet)
 
 
 TRAINED: Mapping[str, Callable[..., None]] = {"generate": generate, "export": export, "eval": evaluate}

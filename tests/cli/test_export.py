@@ -136,10 +136,10 @@ def flipped(name):
     return flip
 
 
-def another_base(place):
+def another_base(place, name="base"):
     model = tiny_model()
     model.model.norm.weight.data += 0.1
-    model.save_pretrained(place / "base")
+    model.save_pretrained(place / name)
 
 
 def unfinished(place):
@@ -175,7 +175,7 @@ WRONG = {
     "another base of this name": (another_base, r"run was trained on a base with fingerprint \w+; this one has \w+$"),
     "no base": (
         lambda place: shutil.rmtree(place / "base"),
-        r"was trained on a base that is gone: base \S+ is not the",
+        r"was trained on a base that is gone \(base \S+ is not there.*\): say where it is with --base$",
     ),
     "a part that is not there": (
         replaced("resolved.toml", '"sigmoid"', '"half"'),
@@ -211,6 +211,29 @@ def test_one_line_and_exit_code_2(ouro, place, wrong):
         assert err.count("\n") == 1
         assert re.search(words, err.strip()), err
     assert sorted(place.rglob("*")) == before
+
+
+COMMANDS = {
+    "generate": ("the people", "--max-new-tokens", 2),
+    "export": ("--to", "hf", "--out", "out"),
+    "eval": ("--only", "depth", "--turns", "1", "--quiet"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_base_that_was_moved_is_found_where_it_is_said_to_be(ouro, place, command, monkeypatch):
+    monkeypatch.chdir(place)
+    shutil.move(place / "base", place / "elsewhere")
+    told = (command, place / "run", *COMMANDS[command])
+    code, _, err = ouro(*told)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "say where it is with --base" in err
+    assert ouro(*told, "--base", place / "elsewhere")[0] == 0
+    another_base(place, "elsewhere")
+    shutil.rmtree(place / "out", ignore_errors=True)
+    code, _, err = ouro(*told, "--base", place / "elsewhere")
+    assert code == 2
+    assert re.search(r"was trained on a base with fingerprint \w+; this one has \w+\n$", err)
 
 
 def test_a_folder_that_is_no_run(ouro, place):

@@ -29,7 +29,7 @@ OPENED = cache(writing.opened)
 @pytest.fixture
 def ouro(monkeypatch):
     """Call `ouro` in this process: exit code, stdout, stderr. Each folder is opened once, to save time."""
-    monkeypatch.setattr(writing, "opened", lambda folder, host: OPENED(folder))
+    monkeypatch.setattr(writing, "opened", lambda folder, *_: OPENED(folder))
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
 
