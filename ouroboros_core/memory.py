@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -121,9 +122,17 @@ class SumsOfTurn:
     sums: Sums
     turn: int
     going: Going
+    asked: set[str] = field(default_factory=set)
 
     def summed(self, name: str, values: Tensor) -> Tensor:
-        """The sum of the values of a row's real tokens up to each one. (B, T, ...) -> (B, T, ...) float32."""
+        """The sum of the values of a row's real tokens up to each one. (B, T, ...) -> (B, T, ...) float32.
+
+        Raises:
+            UserError: the name is used twice in a turn. Where gradient flows, a turn may be computed again.
+        """
+        if name in self.asked and not torch.is_grad_enabled():
+            raise UserError(f"two sums of one turn are called '{name}', and one would get the other's: rename one")
+        self.asked.add(name)
         now = values.float()
         whole = self.sums.carried(name, self.turn, now, self.going) if self.sums.stops else now
         total = self.sums.keep(name, self.turn, whole)

@@ -66,6 +66,14 @@ def test_where_nothing_stops_a_sum_is_that_of_the_plain_memory_of_the_tests():
     torch.testing.assert_close(found, PlainMemory(padding()).summed("mean", drawn(B, T, D)))
 
 
+def test_two_sums_of_one_name_in_a_turn_are_refused_unless_the_turn_may_be_computed_again():
+    memory = SumsOfTurn(Sums(None, 0, EVERY), 0, Going(EVERY))
+    for _ in range(2):
+        memory.summed("mean", drawn(B, T, D))
+    with torch.no_grad(), pytest.raises(UserError, match=r"two sums of one turn are called 'mean'.* rename one"):
+        memory.summed("mean", drawn(B, T, D))
+
+
 def test_a_long_sum_in_bfloat16_is_made_in_float32():
     values, mask = torch.full((1, 3000), 1.0078125, dtype=torch.bfloat16), torch.ones(1, 3000, dtype=torch.bool)
     found = SumsOfTurn(Sums(None, 0, mask), 0, Going(mask)).summed("mean", values)
