@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ouroboros_cli.flags import Layers
+from ouroboros_cli.render import interval, short
 from ouroboros_cli.running import watching
 from ouroboros_core.errors import UserError
 
@@ -137,11 +138,8 @@ def _judged(one: dict[str, Any]) -> tuple[str, str]:
 
 
 def _loss(told: dict[str, float | None], mark: str = "") -> str:
-    low, high = told["low"], told["high"]
-    return f"{told['value']:.3f}{mark}\n" + ("no range" if low is None or high is None else f"{low:.2f}–{high:.2f}")
+    return f"{told['value']:.3f}{mark}\n{interval(told)}"
 
 
 def _number(count: float | None) -> str:
-    from ouroboros_cli.render import short
-
     return short(count) if count else ""

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ouroboros_cli.render import result_table
+from ouroboros_cli.render import interval, result_table
 from ouroboros_cli.running import watching
 from ouroboros_core.errors import UserError
 
@@ -75,6 +75,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         if name not in found:
             continue
         for piece in view({"split": found["split"], **found[name]} if name == "loss" else found[name], console.width):
+            if isinstance(piece, Table):
+                console.print()
             console.print(piece, highlight=False, markup=not isinstance(piece, str))
 
 
@@ -179,14 +181,11 @@ def _last(name: str) -> str:
 
 
 def _interval(told: Mapping[str, float | None] | None) -> str:
-    if told is None:
-        return NO_NUMBER
-    low, high = told["low"], told["high"]
-    return f"{told['value']:.3f} " + ("no range" if low is None or high is None else f"{low:.2f}–{high:.2f}")
+    return NO_NUMBER if told is None else f"{told['value']:.3f} {interval(told)}"
 
 
 def _share(told: Mapping[str, float] | None) -> str:
-    return "" if told is None else f"{told['value']:.1%} {100 * told['low']:.0f}–{100 * told['high']:.0f}"
+    return "" if told is None else f"{told['value']:.1%} {interval(told, '.0f', 100)}"
 
 
 def _number(value: float | None) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ouroboros_core.run import Outcome
+if TYPE_CHECKING:
+    from ouroboros_core.run import Outcome
 
 VALIDATION = "validation"
 
@@ -51,13 +53,17 @@ def short(count: float) -> str:
 
 def _judged(model: dict[str, Any]) -> tuple[str, str]:
     loss, share = model["loss"], model["recovered"]
-    losses = f"{loss['value']:.3f}\n{_range(loss, 1, '.2f')}"
-    return losses, f"{share['value']:.1%}\n{_range(share, 100, '.0f')}" if share else ""
+    losses = f"{loss['value']:.3f}\n{interval(loss)}"
+    return losses, f"{share['value']:.1%}\n{interval(share, '.0f', 100)}" if share else ""
 
 
-def _range(told: dict[str, float | None], times: int, style: str) -> str:
+def interval(told: Mapping[str, float | None], style: str = ".2f", times: int = 1) -> str:
+    """From low to high."""
     low, high = told["low"], told["high"]
-    return "no range" if low is None or high is None else f"{low * times:{style}}–{high * times:{style}}"
+    if low is None or high is None:
+        return "no range"
+    dash = " to " if low < 0 else "–"  # which beside a minus sign nobody can read
+    return f"{low * times:{style}}{dash}{high * times:{style}}"
 
 
 def _footnotes(found: dict[str, Any]) -> str:

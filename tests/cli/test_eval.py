@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from ouroboros_cli.app import app
 from ouroboros_cli.evaluating import show
+from ouroboros_cli.render import interval
 from ouroboros_core.resolve import resolve
 from ouroboros_core.run import run
 from ouroboros_core.testing import WORDS, tiny_base
@@ -195,6 +196,14 @@ def test_a_halting_report_shows_what_tokens_took_and_its_alarm():
     assert "mean 1.06 turns; 97.0% of 100 tokens stop" in text
     assert text.count("ALARM") == 1
     assert "ALARM near: collapsed to one turn" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(0.011, 0.049, "0.01–0.05"), (-0.04, 0.03, "-0.04 to 0.03"), (-0.4, -0.3, "-0.40 to -0.30"), (None, 1, "no range")],
+)
+def test_an_interval_can_be_read_on_either_side_of_zero(low, high, shown):
+    assert interval({"low": low, "high": high}) == shown
 
 
 @pytest.mark.parametrize("value", [0.123456, 1e-7, 12345.678, None])
