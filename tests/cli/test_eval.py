@@ -200,7 +200,12 @@ def test_a_halting_report_shows_what_tokens_took_and_its_alarm():
 
 @pytest.mark.parametrize(
     ("low", "high", "shown"),
-    [(0.011, 0.049, "0.01–0.05"), (-0.04, 0.03, "-0.04 to 0.03"), (-0.4, -0.3, "-0.40 to -0.30"), (None, 1, "no range")],
+    [
+        (0.011, 0.049, "0.01–0.05"),
+        (-0.04, 0.03, "-0.04 to 0.03"),
+        (-0.4, -0.3, "-0.40 to -0.30"),
+        (None, 1, "no range"),
+    ],
 )
 def test_an_interval_can_be_read_on_either_side_of_zero(low, high, shown):
     assert interval({"low": low, "high": high}) == shown
