@@ -215,7 +215,7 @@ class RecursiveLM(PreTrainedModel, GenerationMixin):
         return attention_mask if attention_mask is None else F.pad(attention_mask, (0, size - attention_mask.shape[1]))
 
     def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable[..., Any]:
-        """What `generate` runs where a cache has a fixed size; none where tokens stop, each in its time."""
+        """What `generate` runs where a cache has a fixed size; it is not compiled where tokens stop early."""
         return self.__call__ if may_stop(self) else super().get_compiled_call(compile_config)
 
     def save_pretrained(
