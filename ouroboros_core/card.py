@@ -29,7 +29,8 @@ LOADING = """\
 import ouroboros_core
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained(folder)  # this folder, or its id on the hub
+folder = "."  # where this folder is, or its id on the hub
+model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 text = tokenizer("The state of", return_tensors="pt")
 print(tokenizer.decode(model.generate(**text, max_new_tokens=20, turns={turns})[0]))"""

@@ -13,10 +13,15 @@ def refuse_nonsense(settings: Settings) -> None:
 
     Raises:
         UserError: a part declares that it leaks, and `run.allow_leak` is off; an objective is about halting, and every
-            token takes every turn; a halter learns from objectives, and none is about halting; or a splitter
-            measures random weights.
+            token takes every turn; a halter learns from objectives, and none is about halting; a splitter measures
+            random weights; or no step is left behind the warm-up.
     """
-    halter, splitter = settings.one(Slot.HALTER), settings.one(Slot.SPLITTER)
+    train, halter, splitter = settings.train, settings.one(Slot.HALTER), settings.one(Slot.SPLITTER)
+    if train.warmup >= train.steps:
+        raise UserError(
+            f"train.warmup={train.warmup} is not less than train.steps={train.steps}: lower it, for example --set "
+            f"train.warmup={train.steps // 10}"
+        )
     about_halting = [choice for choice in settings.parts[Slot.OBJECTIVE] if choice.part.needs_shares]
     if about_halting and not halter.part.gives_shares:
         raise UserError(

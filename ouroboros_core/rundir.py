@@ -102,9 +102,8 @@ def load_run(folder: Path | str, host: PluginHost | None = None, base: str | Non
     try:
         intact = pretrained.load(settings.base, settings.train.seed)
     except UserError as error:
-        raise UserError(
-            f"{folder} was trained on a base that is gone ({error}): say where it is with --base"
-        ) from error
+        gone = f"{folder} was trained on a base that is gone ({error}): say where it is with --base"
+        raise UserError(f"this is not the base of {folder}: {error}" if base else gone) from error
     must_be_base_of(folder, intact)
     statistics = measure.loads(folder / LAYERS) if settings.one(Slot.SPLITTER).part.measures else None
     built = build(settings, host, intact.model, statistics, fill_bases=False)
@@ -167,6 +166,10 @@ def evaluation_of(folder: Path) -> dict[str, Any] | None:
     then = told.pop("sha256", None)
     if lost := [name for name in ("domains", "parameters", "split") if not told.get(name)]:
         raise UserError(f"{path} is not whole: it says nothing of {lost[0]}")
+    if then is None:
+        raise UserError(
+            f"{path} has no checksum: an older version wrote it, or somebody. Without it, no results are told"
+        )
     if then != digest(told):
         raise UserError(f"{path} is damaged: what it says is not what the run wrote")
     return told

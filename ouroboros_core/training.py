@@ -77,8 +77,6 @@ class Training:
         self.seed, self.clip = settings.seed, settings.clip
         self.save_every, self.keep = settings.save_every, settings.keep
         self._must_share_out()
-        if settings.warmup >= settings.steps:
-            raise UserError(f"train.warmup={settings.warmup} is not less than train.steps={settings.steps}: lower it")
         refuse_idle(built)
         groups = parameter_groups(built.model, settings.weight_decay, built.rates)
         self.peaks = [settings.lr if rate is None else rate for rate, _ in groups]

@@ -29,6 +29,7 @@ def save_parts(model: RecursiveLM, fingerprint: str, folder: Path) -> None:
         tensors = {name: t.detach().contiguous().cpu() for name, t in own_tensors(model).items()}
         save_file(tensors, aside / PARTS, metadata={"base": fingerprint, "format": "pt"})
         (aside / CHECKSUM).write_text(f"{sha256(aside / PARTS)}  {PARTS}\n")
+        (aside / PARTS).chmod((aside / CHECKSUM).stat().st_mode)  # safetensors lets nobody else read what it writes
     for name in (CHECKSUM, PARTS):
         (folder / ".parts" / name).replace(folder / name)
     (folder / ".parts").rmdir()
@@ -84,7 +85,11 @@ def must_be_for(folder: Path, checksums: str, config: Mapping[str, Any]) -> None
     """
     told = dict(line.split()[::-1] for line in (folder / checksums).read_text().splitlines())
     for name, what in _sealed(config).items():
-        if name in told and told[name] != digest(what):
+        if name not in told:
+            raise UserError(
+                f"{folder / checksums} says nothing of {name}: an older version wrote it, or it was changed"
+            )
+        if told[name] != digest(what):
             raise UserError(f"{folder}: its {name} are not those that were trained: a file that says them was changed")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json as jsons
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 from rich import box
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ouroboros_core.conformance.pairs import Outcome
     from ouroboros_core.reporting import CheckResult
 
+Kind = TypeVar("Kind")
 FAILED = 1  # exit code
 SAID = {"ok": ("ok", ""), "refused": ("refused", "dim"), "failed": ("FAILED", "bold red")}  # and its style
 
@@ -31,12 +32,13 @@ def check_and_show(layers: Layers, only: Sequence[str], *, third_party: bool, js
     Raises:
         typer.Exit: a check failed; what was found is printed all the same.
     """
-    from ouroboros_core.conformance import conformance
+    from ouroboros_core.conformance import subject_of, verdict, wanted
     from ouroboros_core.host import PluginHost
     from ouroboros_core.resolve import resolve
 
-    host = PluginHost.installed(third_party=third_party)
-    results = conformance(resolve(host, layers.read(host)), host, only)
+    host, names = PluginHost.installed(third_party=third_party), wanted(only)
+    subject = subject_of(resolve(host, layers.read(host)), host)
+    results = [verdict(name, subject) for name in _watched(names)]
     if json:
         print(jsons.dumps([asdict(result) for result in results], indent=2))
     else:
@@ -71,9 +73,7 @@ def combine_and_show(
     settings, names = resolve(host, layers.read(host)), wanted(only)
     chosen = rows(settings, host, [slot.strip() for slot in (pairs or product or "").split(",")], every=not pairs)
     config = pretrained.load_config(settings.base)
-    console = Console(stderr=True)
-    shown = track(chosen, "check", console=console, transient=True, disable=not console.is_terminal)
-    outcomes = [tried(settings, host, row, names, config) for row in shown]
+    outcomes = [tried(settings, host, row, names, config) for row in _watched(chosen)]
     if all(outcome.refused for outcome in outcomes):
         raise UserError(f"every combination is refused, the first one so: {outcomes[0].refused}")
     if json:
@@ -82,6 +82,12 @@ def combine_and_show(
         Console().print(_combinations(outcomes))
     if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(FAILED)
+
+
+def _watched(several: Sequence[Kind]) -> Iterable[Kind]:
+    """With a bar on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    return track(several, "check", console=console, transient=True, disable=not console.is_terminal)
 
 
 def _table(results: Sequence[CheckResult]) -> Table:

@@ -98,7 +98,8 @@ def curve(found: Mapping[str, Any], width: int) -> Iterator[Table | Text | str]:
             here = "*" if count == found["evaluated"] else ""
             table.add_row(str(count), rows[0]["where"], here, *(_interval(row["loss"]) for row in rows))
         yield table
-    yield f"* turns at evaluation; at most {found['trained']} were trained."
+    starred = found["evaluated"] in [row["turns"] for row in found["domains"][names[0]]]
+    yield ("* turns at evaluation; at" if starred else "At") + f" most {found['trained']} were trained."
     if found["cap"]:
         yield "The halter is adaptive: turns are a cap, and a token may stop before."
 

@@ -57,6 +57,8 @@ def generate_and_show(
     must_say_something(prompt)
     host = PluginHost.installed(third_party=where.third_party)
     model, tokenizer = opened(where.run, host, where.base, where.device)
+    if how.compiled:
+        print("compiling one pass after the first token: a minute or two, later runs find it again", file=sys.stderr)
     if json:
         _as_json(write(model, tokenizer, prompt, how))
         return

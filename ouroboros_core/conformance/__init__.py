@@ -45,10 +45,20 @@ def conformance(
         UserError: the settings make no model, or no check is called so.
     """
     names = wanted(only)
+    subject = subject_of(settings, host, config)
+    return [verdict(name, subject) for name in names]
+
+
+def subject_of(settings: Settings, host: PluginHost, config: Any = None) -> Subject:
+    """What checks are made on: a small random model of the base's shape.
+
+    Raises:
+        UserError: the settings make no model.
+    """
     refuse_nonsense(settings)
     subject = Subject(settings, host, shrunk(config or pretrained.load_config(settings.base)))
     subject.built()  # a mistake in the settings is told once, as such
-    return [verdict(name, subject) for name in names]
+    return subject
 
 
 def wanted(only: Sequence[str]) -> Sequence[str]:

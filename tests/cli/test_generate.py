@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ouroboros_cli.app import app
 from ouroboros_cli.generating import Shade
-from ouroboros_core import pretrained, rundir, writing
+from ouroboros_core import hub, pretrained, rundir, writing
 from ouroboros_core.build import build
 from ouroboros_core.pieces import Pieces
 from ouroboros_core.resolve import resolve
@@ -66,6 +66,8 @@ def folder_of(base, host, randomise):
         facts = {"base": {"name": str(base), "fingerprint": loaded.fingerprint}}
         folder = rundir.begin(base.parent / name, settings, facts)
         save_parts(model, loaded.fingerprint, folder)
+        model.config.base = loaded.told(settings.base)
+        hub.describe(model, folder)
         return folder
 
     return folder_of

@@ -119,16 +119,23 @@ def test_other_turns_are_those_that_the_exported_model_takes(finished, host, mer
     assert "3 x 6" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_card_is_of_this_run_and_its_python_runs(finished, host, tmp_path):
+def test_the_card_is_of_this_run_and_its_python_runs(finished, host, tmp_path, monkeypatch):
     run, _ = finished()
     export(run, "hf", tmp_path / "out", host=host)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| recursive, trained | 5.000 [4.000, 6.000] |  | 1 | 2 | 3 |" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     said = io.StringIO()
+    monkeypatch.chdir(tmp_path / "out")
     with contextlib.redirect_stdout(said):
-        exec(code, {"folder": str(tmp_path / "out")})
+        exec(code, {})
     assert len(said.getvalue().strip()) > len("The state of")
+
+
+def test_whoever_may_read_one_file_may_read_all(finished, host, tmp_path):
+    run, _ = finished()
+    export(run, "hf", tmp_path / "out", host=host)
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
 
 
 def test_a_run_that_was_not_judged_is_exported_without_numbers(finished, host, tmp_path):
@@ -241,6 +248,19 @@ def read_back(run, host, ids):
     models = (loaded.built.model, saved)
     said = settings, rundir.evaluation_of(run), [(model.split, model.turns) for model in models]
     return said, torch.stack([logits(model, ids) for model in models])
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "words"),
+    [
+        ("parts.sha256", lambda text: text.splitlines()[0] + "\n", r"parts\.sha256 says nothing of parts: an older v"),
+        ("evaluation.json", lambda text: text.replace('"sha256"', '"sum"'), r"evaluation\.json has no checksum: an ol"),
+    ],
+)
+def test_what_no_longer_says_whether_it_was_changed_is_refused(finished, host, name, keep, words, tmp_path):
+    run, _ = finished()
+    (run / name).write_text(keep((run / name).read_text()))
+    refused(tmp_path, words, run, "hf", tmp_path / "out", host=host)
 
 
 @pytest.mark.parametrize("bit", [1, 128])

@@ -86,15 +86,16 @@ def test_the_built_in_splitters_that_measure_run_and_reload_without_the_text(nam
     assert loaded.built.model.split.drawn(4) == outcome.evaluation["split"]
 
 
-def test_the_split_of_a_reloaded_run_follows_from_what_its_folder_says_was_measured(host, measuring):
+def test_measurements_from_which_another_split_follows_are_refused(host, measuring):
     outcome = run(measuring(), host)
     layers = outcome.folder / "layers.json"
     told = json.loads(layers.read_text())
     other = next(i for i in range(1, 5) if f"| {i} x" not in outcome.evaluation["split"])
     told["angle"][other][other + 1] = 0.0
+    assert load_run(outcome.folder, host).built.model.split.looped != (other,)
     layers.write_text(json.dumps(told))
-    split = load_run(outcome.folder, host).built.model.split
-    assert split.looped == (other,)
+    with pytest.raises(UserError, match=r"(another model|its layers are not those that were trained)"):
+        load_run(outcome.folder, host)
 
 
 @pytest.mark.parametrize("damage", ["gone", "{not this", '{"cosine": [[1]]}'])
