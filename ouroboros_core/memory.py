@@ -102,11 +102,12 @@ class Sums:
         total = (values * real).cumsum(1)
         if self.cache is not None:
             sums, key = SumsLayer.of(self.cache).sums, (self.loop, turn, name)
-            if key not in sums:
+            before = sums.get(key)
+            total = total if before is None else total + before[:, None]
+            if before is not None and self.cache.is_compileable:
+                before.copy_(total[:, -1])  # a cache of fixed size is written in place, and may be compiled
+            else:
                 sums[key] = total[:, -1].clone()  # a view would keep the sums of all tokens
-                return total
-            total = total + sums[key][:, None]
-            sums[key].copy_(total[:, -1])  # in place, as a compiled model needs it
         return total
 
     def skip(self, turn: int) -> None:

@@ -211,8 +211,10 @@ class RecursiveLM(PreTrainedModel, GenerationMixin):
         self, *, attention_mask: Tensor | None, past_key_values: Cache, **_: Any
     ) -> Tensor | None:  # fmt: skip
         """What `generate` asks where a cache has a fixed size: one mask of that size, so that nothing is recompiled."""
-        size = past_key_values.get_max_length()
-        return attention_mask if attention_mask is None else F.pad(attention_mask, (0, size - attention_mask.shape[1]))
+        if attention_mask is None:
+            return None
+        room = past_key_values.get_max_length() - attention_mask.shape[1]  # of sliding windows there may be none
+        return F.pad(attention_mask, (0, max(0, room)))
 
     def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable[..., Any]:
         """What `generate` runs where a cache has a fixed size; it is not compiled where tokens stop early."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Cache
 
 from ouroboros_core.contracts import Depth
+from ouroboros_core.errors import UserError
 from ouroboros_core.keys import Keys, Once, Slots
 from ouroboros_core.loop import Tokens, Visit, loop
 from ouroboros_core.stage import LoopStage, behind, through
@@ -81,11 +82,17 @@ def tokens_of(like: Tensor, mask: Tensor | None, cache: Cache | None) -> Tokens:
     """Where the present tokens stand in their own sequences, and which of them are real. like (B, T).
 
     A mask may be longer than the tokens so far, as one of fixed size is.
+
+    Raises:
+        UserError: it is shorter, so that it is not known which of the tokens so far are real.
     """
     past = 0 if cache is None else cache.get_seq_length()
     now = torch.arange(like.shape[1], device=like.device) + past
     if mask is None:
         return Tokens(now.expand(like.shape), torch.ones_like(like, dtype=torch.bool))
+    if isinstance(past, int) and mask.shape[1] < past + like.shape[1]:
+        told = f"{past} tokens in the cache and {like.shape[1]} new ones"
+        raise UserError(f"an attention mask of {mask.shape[1]} tokens, where there are {told}: it must cover them all")
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     return Tokens(positions[:, now], mask[:, now].bool())
 

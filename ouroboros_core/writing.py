@@ -155,7 +155,8 @@ def _telling_of_the_compiler() -> Iterator[None]:
 
         if not isinstance(error, BackendCompilerFailed):
             raise
-        cause = str(error.inner_exception).splitlines()[0]
+        inner = error.inner_exception
+        cause = (str(inner).strip() or type(inner).__name__).splitlines()[0]
         raise UserError(f"the pass of one token could not be compiled, write without compiling it: {cause}") from error
 
 

@@ -66,22 +66,24 @@ def _carry_over(model: RecursiveLM, fresh: RecursiveLM, folder: Path) -> None:
 
 @torch.no_grad()
 def precision(subject: Subject) -> str:
-    """In bfloat16 the model loses little more than its kept layers do."""
+    """In bfloat16 the model loses little more than its kept layers do, or than rounded weights cost in float32."""
     exact, coarse = subject.stirred(), subject.built(dtype=torch.bfloat16).model
     coarse.loops.load_state_dict(exact.loops.state_dict())  # the bases, computed anew, may differ in sign
-    for parts in (*exact.loops, *coarse.loops):
+    rounded = subject.stirred()  # parts that amplify every small change do so in float32 too
+    for weight in rounded.parameters():
+        weight.copy_(weight.bfloat16())
+    for parts in (*exact.loops, *coarse.loops, *rounded.loops):
         parts.halter.train()  # an exit one turn sooner is no rounding: those that exit at evaluation do not here
     few = Depth.full(min(FEW, exact.turns))
-    lost = _distance(exact.trace(subject.ids, depth=few), coarse.trace(subject.ids, depth=few))
+    told = exact.trace(subject.ids, depth=few)
+    lost, weights = (_distance(told, model.trace(subject.ids, depth=few)) for model in (coarse, rounded))
     null, once = [null_parts(subject.host, facts) for facts in subject.built().facts], Depth.full(1)
     with exact.with_parts(null), coarse.with_parts(null):
         bound = _distance(exact.trace(subject.ids, depth=once), coarse.trace(subject.ids, depth=once))
-    if not lost <= COARSE * bound * math.sqrt(few.turns):  # so that NaN fails too
-        raise CheckFailed(
-            f"bfloat16 moves the logits by {lost:.1%}, and the kept layers alone by {bound:.1%}: a part sums or "
-            "norms in bfloat16 what needs float32"
-        )
-    return f"bfloat16 moves the logits by {lost:.1%}, the kept layers alone by {bound:.1%}"
+    found = f"{lost:.1%}, rounding the weights alone by {weights:.1%}, and the kept layers alone by {bound:.1%}"
+    if not lost <= COARSE * max(bound, weights) * math.sqrt(few.turns):  # so that NaN fails too
+        raise CheckFailed(f"bfloat16 moves the logits by {found}: a part sums or norms in bfloat16 what needs float32")
+    return f"bfloat16 moves the logits by {found}"
 
 
 def _distance(exact: Trace, coarse: Trace) -> float:

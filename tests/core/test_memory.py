@@ -66,6 +66,17 @@ def test_where_nothing_stops_a_sum_is_that_of_the_plain_memory_of_the_tests():
     torch.testing.assert_close(found, PlainMemory(padding()).summed("mean", drawn(B, T, D)))
 
 
+def test_a_cache_that_was_filled_in_inference_mode_and_forked_is_continued_by_each_branch():
+    cache, values = DynamicCache(config=tiny_config()), drawn(B, T, D)
+    with torch.inference_mode():
+        Sums(cache, 0, EVERY).keep("mean", 0, values)
+    sums = SumsLayer.of(cache).sums
+    left = dict(sums)
+    for _ in range(2):
+        sums.update(left)  # a fork that shares tensors
+        torch.testing.assert_close(Sums(cache, 0, EVERY).keep("mean", 0, values)[:, -1], 2 * values.sum(1))
+
+
 def test_two_sums_of_one_name_in_a_turn_are_refused_unless_the_turn_may_be_computed_again():
     memory = SumsOfTurn(Sums(None, 0, EVERY), 0, Going(EVERY))
     for _ in range(2):

@@ -743,6 +743,16 @@ def test_a_cache_of_fixed_size_decodes_what_one_that_grows_does_without_any_padd
     assert torch.equal(model.generate(ids, cache_implementation="static", **asked), whole)
 
 
+@torch.no_grad()
+def test_a_mask_that_leaves_out_what_is_in_the_cache_is_refused(make, ids):
+    model = make().model.eval()
+    past = model(ids[:, :5], use_cache=True).past_key_values
+    with pytest.raises(
+        UserError, match="an attention mask of 3 tokens, where there are 5 tokens in the cache and 3 new"
+    ):
+        model(ids[:, 5:8], attention_mask=torch.ones(len(ids), 3), past_key_values=past)
+
+
 @pytest.mark.parametrize("halter", ["fixed", "act", "kl", "latent-diff", "exit-gate", "ponder"])
 @torch.no_grad()
 def test_every_halter_decodes_on_a_bfloat16_base(halter, make):

@@ -65,6 +65,12 @@ def test_one_turn_from_zeros_is_one_turn_of_carrying(make, ids):
     assert torch.equal(from_zeros.logits(), carried.logits())
 
 
+def test_a_seed_may_be_as_large_as_a_timestamp_times_a_million():
+    large = 20260101123456 * 1_000_003 + 7
+    assert torch.equal(noise(run(6), seed=large), noise(run(6), seed=large % 2**63))
+    assert not torch.equal(noise(run(6), seed=large), noise(run(6), seed=large + 1))
+
+
 def test_the_mix_is_linear_in_state_and_prelude(entry, states):
     (prelude, state), mixing = states, entry("noise-concat")
     weight = mixing.mix.weight

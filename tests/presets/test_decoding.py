@@ -377,3 +377,4 @@ def test_a_sliding_window_slides_over_every_turns_keys(name, family, decoder, ra
     model = decoder(name, LARGER.get((name, family), {}), base=base)
     trace, real = assert_written_is_read(model, prompt(), LESS)
     assert (len(trace.taken[real].unique()) > 1) == CASES[name].halts
+    assert_written_is_read(model, prompt(), LESS, cache_implementation="static")

@@ -42,7 +42,7 @@ class NoiseConcat(nn.Module):
 
     def start(self, prelude: Tensor, turn: Turn) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return (self.std * _noise(turn.seed, turn.positions, prelude.shape[-1])).to(prelude.dtype)
+        return (self.std * _noise(turn.seed % 2**63, turn.positions, prelude.shape[-1])).to(prelude.dtype)
 
     def inject(self, state: Tensor, prelude: Tensor, turn: Turn) -> Tensor:
         """2 x (B, T, D) -> (B, T, D)."""
