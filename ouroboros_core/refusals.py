@@ -5,7 +5,7 @@ from __future__ import annotations
 from ouroboros_core.build import Built
 from ouroboros_core.contracts import Slot
 from ouroboros_core.errors import UserError
-from ouroboros_core.settings import Settings
+from ouroboros_core.settings import Settings, TrainSettings
 
 
 def refuse_nonsense(settings: Settings) -> None:
@@ -13,15 +13,10 @@ def refuse_nonsense(settings: Settings) -> None:
 
     Raises:
         UserError: a part declares that it leaks, and `run.allow_leak` is off; an objective is about halting, and every
-            token takes every turn; a halter learns from objectives, and none is about halting; a splitter measures
-            random weights; or no step is left behind the warm-up.
+            token takes every turn; a halter learns from objectives, and none is about halting; or a splitter
+            measures random weights.
     """
-    train, halter, splitter = settings.train, settings.one(Slot.HALTER), settings.one(Slot.SPLITTER)
-    if train.warmup >= train.steps:
-        raise UserError(
-            f"train.warmup={train.warmup} is not less than train.steps={train.steps}: lower it, for example --set "
-            f"train.warmup={train.steps // 10}"
-        )
+    halter, splitter = settings.one(Slot.HALTER), settings.one(Slot.SPLITTER)
     about_halting = [choice for choice in settings.parts[Slot.OBJECTIVE] if choice.part.needs_shares]
     if about_halting and not halter.part.gives_shares:
         raise UserError(
@@ -45,6 +40,19 @@ def refuse_nonsense(settings: Settings) -> None:
                     f"{slot} '{choice.name}', so configured, lets a token see later ones: its loss would not be that "
                     "of a language model. Choose another option, or say --allow-leak to study it"
                 )
+
+
+def refuse_warmup_alone(train: TrainSettings) -> None:
+    """Refuse a training that is over before its rate is at its peak.
+
+    Raises:
+        UserError: no step is left behind the warm-up.
+    """
+    if train.warmup >= train.steps:
+        raise UserError(
+            f"train.warmup={train.warmup} is not less than train.steps={train.steps}: lower it, for example --set "
+            f"train.warmup={train.steps // 10}"
+        )
 
 
 def refuse_untaught(settings: Settings, built: Built) -> None:

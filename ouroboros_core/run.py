@@ -26,7 +26,7 @@ from ouroboros_core.kept import StockLM, kept_once
 from ouroboros_core.measure import measured
 from ouroboros_core.model import RecursiveLM
 from ouroboros_core.pretrained import Pretrained
-from ouroboros_core.refusals import refuse_nonsense, refuse_untaught
+from ouroboros_core.refusals import refuse_nonsense, refuse_untaught, refuse_warmup_alone
 from ouroboros_core.reporting import Reporter, Silent
 from ouroboros_core.settings import Settings
 from ouroboros_core.training import Training
@@ -61,6 +61,7 @@ def run(
     """
     settings.forget_reads()
     refuse_nonsense(settings)
+    refuse_warmup_alone(settings.train)
     job = Job(settings, host, reporter or Silent(), resume, folder)
     job.check()
     job.begin()

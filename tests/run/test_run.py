@@ -34,6 +34,12 @@ def test_a_run_leaves_a_folder_that_tells_everything(host, settings, listener):
     assert manifest["plugins"]["builtin"].startswith("ouroboros-core")
 
 
+def test_a_warm_up_that_no_step_follows_is_told_before_anything_is_loaded(host, settings, listener):
+    with pytest.raises(UserError, match=r"^train\.warmup=6 is not less than train\.steps=6: lower it"):
+        run(settings(train={"warmup": 6}), host, listener)
+    assert listener.stages == []
+
+
 def test_every_row_has_its_cost(host, settings):
     found = run(settings(), host).evaluation["per_token"]
     intact, kept, trained = (found[name] for name in ("intact model", "kept layers, untrained", "recursive, trained"))
