@@ -75,7 +75,7 @@ def check(
     third_party: ThirdParty = True,
     json: Json = False,
 ) -> None:
-    """Check any combination of parts, in seconds and without weights, on a small random model of the base's shape."""
+    """Check any combination of parts, in half a minute and without weights, on a small random model of the base."""
     from ouroboros_cli.checking import check_and_show, combine_and_show
 
     if pairs or product:
